@@ -1,0 +1,285 @@
+"""Training: data cut as published, exact resumption, learning, faults, export with hashes."""
+
+import json
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.blobs import SHAPE, blob, tensor_blob, tiny, write_blobs
+from vtrial.diffusion.conditions import Demographics, upsample
+from vtrial.diffusion.sampler import SamplerConfig
+from vtrial.diffusion.weights import Support, load_weights, read_card, save_weights, verify_model
+from vtrial.records import InputError
+from vtrial.training import StoredVolumes, TensorVolume, export_model, read_config, steps, train, write_low
+from vtrial.training.batches import make_batch, measure_scaling
+from vtrial.training.checkpoint import new_state, read_checkpoint
+from vtrial.training.data import PHASES, patch_pair, sample_low
+
+STAGES = ["global", "super-resolution"]
+
+
+class Stream:
+    """An endless source: every draw is a new body, as phantoms rendered on the fly would be."""
+
+    device = torch.device("cpu")
+    support = Support(age_years=(30, 80), height_cm=(155, 185), weight_kg=(50, 110))
+
+    def draw(self, rng: np.random.Generator) -> TensorVolume:
+        return tensor_blob(int(rng.integers(2**31)))
+
+    def draw_low(self, rng: np.random.Generator, epoch: int) -> tuple[torch.Tensor, tuple[int, int, int], Demographics]:
+        volume, phase = self.draw(rng), PHASES[int(rng.integers(64))]
+        return sample_low(volume, phase), phase, volume.demographics
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    return write_blobs(tmp_path_factory.mktemp("data") / "blobs", 4)
+
+
+def losses(folder: Path) -> list[tuple[int, float]]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [(line["step"], line["loss"]) for line in lines]
+
+
+def test_the_64_subvolumes_partition_the_volume() -> None:
+    volume = tensor_blob(0)
+    whole = torch.full((2, *SHAPE), torch.nan)
+    for x, y, z in PHASES:
+        whole[:, x::4, y::4, z::4] = sample_low(volume, (x, y, z))
+    assert torch.equal(whole, volume.pair)
+
+
+@pytest.mark.parametrize("origin", [(0, 0, 0), (16, 16, 32), (8, 4, 16)])
+def test_a_patch_has_the_upsampling_of_the_whole_volume(origin: tuple[int, int, int]) -> None:
+    volume, shape = tensor_blob(0), (16, 16, 32)
+    high, block, inner = patch_pair(volume, origin, shape)
+    part = tuple(slice(o, o + s) for o, s in zip(origin, shape))
+    assert torch.equal(high, volume.pair[(slice(None), *part)])
+    whole = upsample(sample_low(volume, (1, 1, 1)))
+    assert torch.allclose(upsample(block, inner, shape), whole[(slice(None), *part)], atol=1e-6)
+
+
+def test_stored_volumes_are_encoded(data: Path) -> None:
+    source = StoredVolumes(data, phases=2)
+    low, phase, person = source.draw_low(np.random.default_rng(0), epoch=0)
+    i = source.demographics.index(person)
+    x, y, z = phase
+    assert torch.allclose(low, tensor_blob(i).pair[:, x::4, y::4, z::4], atol=1e-3)
+    assert float(low.min()) >= 0.0 and float(low.max()) <= 1.0
+    assert source.support.weight_kg == (
+        min(p.weight_kg for p in source.demographics),
+        max(p.weight_kg for p in source.demographics),
+    )
+
+
+def test_subvolumes_in_memory_change_with_the_epoch_alone(data: Path) -> None:
+    def draw(epoch: int) -> torch.Tensor:
+        source = StoredVolumes(data, phases=2)
+        return torch.stack([source.draw_low(np.random.default_rng(i), epoch)[0] for i in range(8)])
+
+    assert torch.equal(draw(0), draw(0))
+    assert not torch.equal(draw(0), draw(1))
+
+
+def test_stage_one_trains_from_subvolumes_alone(tmp_path: Path, data: Path) -> None:
+    (tmp_path / "subjects.parquet").write_bytes((data / "subjects.parquet").read_bytes())
+    with pytest.raises(InputError, match="without volumes"):
+        StoredVolumes(tmp_path)
+    for i in range(4):
+        write_low(tmp_path, f"S{i}", tensor_blob(i), np.random.default_rng(i), 3)
+    low, phase, person = StoredVolumes(tmp_path).draw_low(np.random.default_rng(5), 0)
+    i = StoredVolumes(tmp_path).demographics.index(person)
+    assert torch.allclose(low, sample_low(tensor_blob(i), phase), atol=1e-3)
+    with pytest.raises(InputError, match="no full volumes"):
+        StoredVolumes(tmp_path).draw(np.random.default_rng(0))
+
+
+def test_stage_two_draws_full_volumes_alone(tmp_path: Path) -> None:
+    write_blobs(tmp_path / "d", 4)
+    for i in (0, 2, 3):
+        write_low(tmp_path / "d", f"S{i}", tensor_blob(i), np.random.default_rng(i), 1)
+        (tmp_path / "d" / "ct" / f"S{i}.npy").unlink()
+    source = StoredVolumes(tmp_path / "d")
+    assert {source.draw(np.random.default_rng(k)).demographics for k in range(8)} == {source.demographics[1]}
+
+
+def test_residual_and_upsampling_add_up_and_samples_have_no_residual(data: Path) -> None:
+    config = tiny("super-resolution", data={"patch_shape": (16, 16, 32), "patches_per_volume": 1})
+    batch = make_batch(config, StoredVolumes(data), 7)
+    assert batch.upsampled is not None and batch.target.shape == (4, 2, 16, 16, 32)
+    assert torch.allclose(batch.target[:, :, 1::4, 1::4, 1::4], torch.zeros(()), atol=1e-6)
+    assert float((batch.target + batch.upsampled).min()) >= -1e-6
+    assert float((batch.target + batch.upsampled).max()) <= 1.0 + 1e-6
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_scaled_data_have_the_stated_sd(stage: str, data: Path) -> None:
+    config, source = tiny(stage), StoredVolumes(data)
+    stage_config = measure_scaling(config, source)
+    scaled = torch.cat([stage_config.encode(make_batch(config, source, i).target) for i in range(1, 20)])
+    sd = scaled.unflatten(1, (2, -1)).transpose(0, 1).flatten(1).square().mean(1).sqrt()
+    assert torch.allclose(sd, torch.tensor([0.5, 0.5]), atol=0.08)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_interrupted_training_goes_on_exactly(stage: str, data: Path, tmp_path: Path) -> None:
+    config = tiny(stage, data={"phases": 2, "refresh_steps": 5, "patch_shape": (16, 16, 32), "low_noise": 0.01})
+    whole = train(config, data, tmp_path / "whole")
+    short = config.model_copy(update={"steps": 6})
+    train(short, data, tmp_path / "parts")  # ends between two checkpoints
+    parts = train(config, data, tmp_path / "parts")
+    assert losses(tmp_path / "parts") == losses(tmp_path / "whole")
+    for name, value in whole.denoiser.state_dict().items():
+        assert torch.equal(value, parts.denoiser.state_dict()[name]), name
+    for length, average in whole.ema.averages.items():
+        assert all(torch.equal(v, parts.ema.averages[length][k]) for k, v in average.items())
+
+
+def test_killed_training_loses_only_what_follows_the_checkpoint(data: Path, tmp_path: Path) -> None:
+    config = tiny("global")
+    train(config, data, tmp_path / "whole")
+
+    def kill(line: dict[str, object]) -> None:
+        if line["step"] == 6:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(config, data, tmp_path / "killed", progress=kill)
+    assert read_checkpoint(tmp_path / "killed" / "checkpoint.pt")["step"] == 4
+    with (tmp_path / "killed" / "metrics.jsonl").open("a") as stream:
+        stream.write('{"step": 8, "lo')  # a line cut off
+    train(config, data, tmp_path / "killed")
+    assert losses(tmp_path / "killed") == losses(tmp_path / "whole")
+
+
+def test_time_budget_and_finished_run(data: Path, tmp_path: Path) -> None:
+    config = tiny("global")
+    assert train(config, data, tmp_path, max_seconds=0.0).step == 1
+    assert train(config, data, tmp_path).step == 12
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+    assert train(config, data, tmp_path).step == 12
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+
+
+def test_another_configuration_is_refused(data: Path, tmp_path: Path) -> None:
+    train(tiny("global", steps=2), data, tmp_path)
+    with pytest.raises(InputError, match=r"another configuration .*seed"):
+        train(tiny("global", steps=2, seed=9), data, tmp_path)
+    with pytest.raises(InputError, match="already"):
+        train(tiny("global", steps=2), data, tmp_path, resume=False)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_small_set_is_learned(stage: str, data: Path) -> None:
+    config = tiny(stage, steps=200)
+    source = StoredVolumes(data, phases=2)
+    state = new_state(config, measure_scaling(config, source), source.support, source.device)
+    errors = [float(np.mean(report.errors)) for report in steps(config, source, state)]
+    # noise levels differ from step to step, so compare means of many
+    assert np.mean(errors[-50:]) < 0.8 * np.mean(errors[:50])
+
+
+def test_an_endless_stream_is_a_source() -> None:
+    config = tiny("super-resolution", steps=3)
+    state = new_state(config, measure_scaling(config, Stream()), Stream.support, Stream.device)
+    assert [r.step for r in steps(config, Stream(), state)] == [1, 2, 3]
+
+
+def test_accumulated_parts_give_the_gradient_of_the_batch(data: Path) -> None:
+    source = StoredVolumes(data)
+    results = []
+    for size in (4, 2):
+        config = tiny("global", microbatch=size)
+        state = new_state(config, measure_scaling(config, source), source.support, source.device)
+        results.append([r.loss for r in islice(steps(config, source, state), 4)])
+    # noise is drawn part by part, so the sums agree only for the first step's untrained network: F = 0
+    assert results[0][0] == pytest.approx(results[1][0], rel=0.05)
+
+
+def test_steps_that_are_not_finite_are_skipped_and_counted(data: Path) -> None:
+    class Broken(StoredVolumes):
+        calls = 0
+
+        def draw_low(self, rng, epoch):  # type: ignore[no-untyped-def]
+            low, phase, person = super().draw_low(rng, epoch)
+            Broken.calls += 1
+            return (low * torch.nan if Broken.calls == 5 else low), phase, person
+
+    config = tiny("global", steps=4, scaling={"center": (0.3, 0.1), "sd": (0.3, 0.1)})
+    source = Broken(data)
+    state = new_state(config, measure_scaling(config, source), source.support, source.device)
+    skipped = [r.skipped for r in steps(config, source, state)]
+    assert skipped == [False, True, False, False] and state.skipped == 1
+    assert all(bool(torch.isfinite(p).all()) for p in state.denoiser.parameters())
+    assert all(bool(torch.isfinite(v).all()) for a in state.ema.averages.values() for v in a.values())
+
+
+@pytest.mark.parametrize("path", sorted(Path("configs").glob("*.toml")), ids=lambda p: p.stem)
+def test_shipped_configurations_are_valid(path: Path) -> None:
+    assert read_config(path).steps > 0
+
+
+def test_wrong_configurations_name_every_field(tmp_path: Path) -> None:
+    path = tmp_path / "wrong.toml"
+    path.write_text('stage = "global"\nsteps = -1\nbach = 4\n[network]\nchannels = [8]\nblocks = [1]\n')
+    with pytest.raises(InputError) as caught:
+        read_config(path)
+    assert any("steps" in p for p in caught.value.problems) and any("bach" in p for p in caught.value.problems)
+    with pytest.raises(InputError, match="cannot be read"):
+        read_config(tmp_path / "absent.toml")
+    path.write_text("stage = ")
+    with pytest.raises(InputError, match="not TOML"):
+        read_config(path)
+
+
+def test_data_without_subjects_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"subjects\.parquet"):
+        StoredVolumes(tmp_path)
+
+
+def test_export_writes_a_checked_model(data: Path, tmp_path: Path) -> None:
+    runs = {stage: tmp_path / stage for stage in STAGES}
+    for stage in STAGES:
+        train(tiny(stage, steps=2), data, runs[stage])
+    samplers = {stage: SamplerConfig(steps=4) for stage in STAGES}
+    card = export_model(tmp_path / "model", runs, samplers, name="tiny", data="four blobs")
+    assert read_card(tmp_path / "model") == card == verify_model(tmp_path / "model")
+    stage = card.stages["global"]
+    content = read_checkpoint(runs["global"] / "checkpoint.pt")
+    weights = load_weights(tmp_path / "model" / stage.file, stage.sha256)
+    average = content["ema"]["0.05"]
+    assert all(torch.allclose(weights[k].float(), v, atol=2e-3, rtol=2e-3) for k, v in average.items())
+    assert set(weights) == set(content["denoiser"])
+    with pytest.raises(InputError, match="no average"):
+        export_model(tmp_path / "m", runs, samplers, name="tiny", ema=0.2)
+    with pytest.raises(InputError, match="super-resolution stage"):
+        export_model(tmp_path / "m", {"global": runs["super-resolution"]}, samplers, name="tiny")
+
+    file = tmp_path / "model" / stage.file
+    file.write_bytes(file.read_bytes()[:-1] + b"\x00")
+    with pytest.raises(InputError) as caught:
+        load_weights(file, stage.sha256)
+    assert str(file) in str(caught.value) and stage.sha256 in str(caught.value) and "found" in str(caught.value)
+    (tmp_path / "model" / card.stages["super-resolution"].file).unlink()
+    with pytest.raises(InputError) as caught:
+        verify_model(tmp_path / "model")
+    assert len(caught.value.problems) == 2
+
+
+def test_weights_above_16_mib_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="16"):
+        save_weights(tmp_path / "w.safetensors", {"a": torch.zeros(3000, 3000)})
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_demographics_outside_the_support_are_named() -> None:
+    people = [blob(i)[2] for i in range(6)]
+    support = Support.of(people)
+    assert all(support.problems(p) == [] for p in people)
+    problems = support.problems(Demographics("M", 5.0, 1.75, 80.0))
+    assert len(problems) == 2 and "age_years 5" in problems[0] and "height_cm 1.75" in problems[1]

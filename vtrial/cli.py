@@ -1,0 +1,290 @@
+"""The command line: parse, then one call. Nothing heavy is imported before a command runs."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from vtrial.console import FAILED, Console
+
+if TYPE_CHECKING:
+    from vtrial.execution import Executor
+    from vtrial.production import RunSummary
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="Whole-body FDG PET/CT digital twins from demographics.",
+)
+
+SpecArgument = Annotated[
+    str, typer.Argument(help="Cohort of strata or of subjects, CSV or Parquet, or a shipped name.")
+]
+NOption = Annotated[int | None, typer.Option("--n", help="How many subjects; not needed for a table of subjects.")]
+SeedOption = Annotated[int, typer.Option("--seed", help="Seed of the run.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, for machines.")]
+WorkersOption = Annotated[int | None, typer.Option("--workers", help="Workers; default: one a GPU, or one.")]
+GpusOption = Annotated[float | None, typer.Option("--gpus-per-worker", help="GPUs a worker; 0.5 lets two share one.")]
+ThreadsOption = Annotated[int | None, typer.Option("--threads-per-worker", help="CPU threads; default: shared evenly.")]
+AddressOption = Annotated[str | None, typer.Option("--address", help="Ray cluster to join; default: start one here.")]
+ExecutorOption = Annotated[Literal["ray", "local"], typer.Option("--executor", help="local: without Ray, one worker.")]
+VerifyOption = Annotated[bool, typer.Option("--verify", help="Check the hashes of finished files before going on.")]
+
+
+@app.command()
+def generate(
+    spec: Annotated[str | None, typer.Argument(help="Cohort: strata or subjects; not needed with --match.")] = None,
+    n: NOption = None,
+    out: Annotated[str | None, typer.Option("--out", help="Run folder or URL; default runs/<spec>-seed<seed>.")] = None,
+    seed: SeedOption = 0,
+    model: Annotated[str, typer.Option("--model", help="A bundled model's name, or a model folder.")] = "phantom-v1",
+    match: Annotated[str | None, typer.Option("--match", help="Real cohort to match row by row.")] = None,
+    sampler: Annotated[
+        Literal["heun", "heun-churn", "dpmpp-2m"] | None, typer.Option("--sampler", help="Default: the model's own.")
+    ] = None,
+    steps_global: Annotated[int | None, typer.Option("--steps-global", help="Steps of the first stage.")] = None,
+    steps_sr: Annotated[int | None, typer.Option("--steps-sr", help="Steps of the second stage.")] = None,
+    workers: WorkersOption = None,
+    gpus_per_worker: GpusOption = None,
+    threads_per_worker: ThreadsOption = None,
+    address: AddressOption = None,
+    executor: ExecutorOption = "ray",
+    extrapolate: Annotated[bool, typer.Option("--extrapolate", help="Allow bodies unlike the training set.")] = False,
+    verify: VerifyOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make PET/CT twins of a cohort. The same command again goes on where it stopped.
+
+    Example: vtrial generate cohorts/oncology.csv --n 4
+    """
+    console = Console(as_json=as_json)
+    with console.guard():
+        from vtrial import pipeline
+
+        machines = _executor(console, executor, workers, threads_per_worker, gpus_per_worker, address)
+        with console.progress() as report:
+            summary = pipeline.generate(
+                pipeline.Cohort(spec, n, seed, match),
+                machines,
+                report,
+                out=out,
+                model=model,
+                sampler=sampler,
+                steps_global=steps_global,
+                steps_sr=steps_sr,
+                extrapolate=extrapolate,
+                verify=verify,
+                command=["vtrial", *sys.argv[1:]],
+            )
+    _tell(console, summary)
+
+
+@app.command()
+def phantom(
+    spec: SpecArgument,
+    out: Annotated[str, typer.Option("--out", help="Folder or URL to write to.")],
+    n: NOption = None,
+    seed: SeedOption = 0,
+    layout: Annotated[
+        Literal["scans", "training"], typer.Option("--layout", help="training: arrays as `vtrial train` reads them.")
+    ] = "scans",
+    workers: WorkersOption = None,
+    gpus_per_worker: GpusOption = None,
+    threads_per_worker: ThreadsOption = None,
+    address: AddressOption = None,
+    executor: ExecutorOption = "ray",
+    verify: VerifyOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Render ground-truth PET/CT phantoms with organ masks; no network is involved.
+
+    Example: vtrial phantom cohorts/oncology.csv --n 4 --out runs/phantoms
+    """
+    console = Console(as_json=as_json)
+    with console.guard():
+        from vtrial import pipeline
+
+        machines = _executor(console, executor, workers, threads_per_worker, gpus_per_worker, address)
+        with console.progress() as report:
+            summary = pipeline.phantom(
+                pipeline.Cohort(spec, n, seed),
+                machines,
+                report,
+                out=out,
+                layout=layout,
+                verify=verify,
+                command=["vtrial", *sys.argv[1:]],
+            )
+    _tell(console, summary)
+
+
+@app.command()
+def recruit(
+    spec: SpecArgument,
+    n: NOption = None,
+    seed: SeedOption = 0,
+    out: Annotated[Path | None, typer.Option("--out", help="CSV or Parquet file to write.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Draw the subjects of a cohort alone, and say how near they came to the spec.
+
+    Example: vtrial recruit cohorts/oncology.csv --n 100 --out subjects.csv
+    """
+    console = Console(as_json=as_json)
+    with console.guard():
+        from vtrial import pipeline
+
+        console.result(*pipeline.recruit(pipeline.Cohort(spec, n, seed), out))
+
+
+@app.command()
+def models(as_json: JsonOption = False) -> None:
+    """List the bundled models and what they were trained on.
+
+    Example: vtrial models
+    """
+    console = Console(as_json=as_json)
+    with console.guard():
+        from vtrial import pipeline
+
+        found = pipeline.models()
+        lines = [f"{key:<12} {value}" for model in found for key, value in model.items()]
+        console.result({"models": found}, "\n".join(lines) or "no model is bundled; train one with `vtrial train`")
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="TOML of one stage, such as configs/bundled-global.toml.")],
+    data: Annotated[Path, typer.Option("--data", help="Training folder of `vtrial phantom --layout training`.")],
+    out: Annotated[Path, typer.Option("--out", help="Model folder; `--model` of generate takes it.")],
+    max_minutes: Annotated[float | None, typer.Option("--max-minutes", help="Stop after this time.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Fit one stage of a model; the same command again goes on from the last checkpoint.
+
+    Example: vtrial train configs/bundled-global.toml --data data --out models/mine
+    """
+    console = Console(as_json=as_json)
+    with console.guard():
+        from vtrial import pipeline
+
+        def tell(line: dict[str, object]) -> None:
+            console.say("  ".join(f"{key} {value}" for key, value in line.items()))
+
+        card = pipeline.train(config, data, out, tell, None if max_minutes is None else max_minutes * 60.0)
+        steps = {stage: trained.steps for stage, trained in card.stages.items()}
+        console.result({"model": str(out), "steps": steps}, f"model {out}: steps {steps}")
+
+
+@app.command()
+def doctor(as_json: JsonOption = False) -> None:
+    """Check this machine: versions, torch, cores, memory, disk, Ray and the bundled model; with remedies.
+
+    Example: vtrial doctor
+    """
+    console = Console(as_json=as_json)
+    from vtrial.doctor import examine
+
+    findings = examine()
+    console.result({"findings": [vars(f) for f in findings]}, "\n".join(f.line() for f in findings))
+    if not all(f.ok for f in findings):
+        raise SystemExit(FAILED)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def bench(
+    context: typer.Context,
+    what: Annotated[Literal["generate", "phantom"], typer.Argument(help="What to measure.")] = "generate",
+    spec: Annotated[str, typer.Option("--spec", help="Cohort to draw from.")] = "oncology",
+    n: Annotated[int, typer.Option("--n", help="Subjects; the first ones warm up.")] = 4,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure whole subjects: seconds each in steady state, and peak memory over all processes.
+
+    Further options go to the command measured. Example: vtrial bench generate --n 4 --workers 2
+    """
+    console = Console(as_json=as_json)
+    with console.guard():
+        from vtrial.bench import measure
+
+        result = measure(what, spec, n, context.args)
+        console.result(
+            vars(result), "\n".join(f"{key.replace('_', ' '):<28} {value}" for key, value in vars(result).items())
+        )
+
+
+def _executor(
+    console: Console,
+    name: str,
+    workers: int | None,
+    threads: int | None,
+    gpus_per_worker: float | None,
+    address: str | None,
+) -> Executor:
+    from vtrial.records import InputError
+
+    wrong = [
+        f"{option} {value:g}: must be {least:g} or more"
+        for option, value, least in (
+            ("--workers", workers, 1),
+            ("--threads-per-worker", threads, 1),
+            ("--gpus-per-worker", gpus_per_worker, 0),
+        )
+        if value is not None and value < least
+    ]
+    if name == "local" and (address is not None or (workers or 1) > 1):
+        wrong.append("--executor local has one worker in this process; leave out --workers and --address")
+    if wrong:
+        raise InputError(wrong)
+    if name == "local":
+        import torch
+
+        from vtrial.execution import LocalExecutor
+
+        gpu = torch.cuda.is_available() and gpus_per_worker != 0
+        return LocalExecutor(threads, "cuda" if gpu else "cpu")
+    from vtrial.cluster import RayExecutor
+
+    return RayExecutor(workers, threads, gpus_per_worker, address, console.say)
+
+
+def _tell(console: Console, summary: RunSummary) -> None:
+    """Say how a run ended; leaves with code 1 if subjects failed."""
+    preview = f"{summary.location}/preview.png"
+    document: dict[str, Any] = {
+        "run": summary.location,
+        "subjects": summary.total,
+        "done": summary.done,
+        "made_now": summary.new,
+        "failed": summary.failures,
+        "outside_support": summary.outside_support,
+        "seconds": round(summary.seconds, 1),
+        "scans": f"{summary.location}/scans",
+        "table": f"{summary.location}/subjects.parquet",
+        "preview": preview,
+    }
+    made = f"{summary.new} made now in {summary.seconds:.0f} s" if summary.new else "nothing was left to do"
+    lines = [f"{summary.done} of {summary.total} subjects are done, {made}"]
+    lines += [f"  failed: {subject}: {error}" for subject, error in list(summary.failures.items())[:10]]
+    if len(summary.failures) > 10:
+        lines.append(f"  … and {len(summary.failures) - 10} more; see the column error of the table")
+    if summary.outside_support:
+        lines.append(f"  {summary.outside_support} outside what the model was trained on (column extrapolated)")
+    lines += [f"  volumes  {document['scans']}", f"  table    {document['table']}", f"  preview  {preview}"]
+    console.result(document, "\n".join(lines))
+    if summary.failures:
+        raise SystemExit(FAILED)
+
+
+def main() -> None:
+    """The `vtrial` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""What commands say: one progress bar on a terminal, plain lines elsewhere, JSON for machines, and exit codes.
+
+0: done. 1: ran, but some subjects failed or the run had to stop. 2: bad input. 130: interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from vtrial.execution import CannotGoOn
+from vtrial.records import InputError
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from vtrial.production import Progress
+
+FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
+
+
+class Console:
+    """Says things to people on stderr, or with `as_json` one JSON document to a machine on stdout."""
+
+    def __init__(self, *, as_json: bool) -> None:
+        self.as_json = as_json
+        self._stdout = sys.stdout
+
+    def say(self, text: str) -> None:
+        """A line for people."""
+        if not self.as_json:
+            print(text, file=sys.stderr, flush=True)
+
+    def result(self, document: dict[str, Any], told: RenderableType) -> None:
+        """The outcome of a command: `document` for machines, or what is told to people."""
+        if self.as_json:
+            print(json.dumps(document, indent=2, default=str), file=self._stdout, flush=True)
+        elif isinstance(told, str):
+            print(told, file=self._stdout, flush=True)
+        else:
+            from rich.console import Console as RichConsole
+
+            RichConsole(file=self._stdout).print(told)
+
+    def fail(self, problems: list[str], code: int) -> NoReturn:
+        """Tell what went wrong and leave with `code`."""
+        if self.as_json:
+            print(json.dumps({"problems": problems, "exit_code": code}, indent=2), file=self._stdout, flush=True)
+        else:
+            print("\n".join(f"error: {problem}" for problem in problems), file=sys.stderr, flush=True)
+        raise SystemExit(code)
+
+    @contextmanager
+    def guard(self) -> Iterator[None]:
+        """Turn what may go wrong into one message and an exit code; anything else is a bug and keeps its traceback.
+
+        What libraries print meanwhile goes to stderr: stdout is for the result.
+        """
+        try:
+            with redirect_stdout(sys.stderr):
+                yield
+        except InputError as error:
+            self.fail(list(error.problems), BAD_INPUT)
+        except CannotGoOn as error:
+            self.fail([str(error)], FAILED)
+        except KeyboardInterrupt:
+            self.fail(["interrupted; what is made is safe: run the same command to go on"], INTERRUPTED)
+
+    @contextmanager
+    def progress(self) -> Iterator[Any]:
+        """A `report` for runs: a bar on a terminal, a line for each subject elsewhere, nothing with JSON."""
+        if self.as_json:
+            yield lambda progress: None
+        elif sys.stderr.isatty():
+            with _bar() as report:
+                yield report
+        else:
+            yield _Lines()
+
+
+class _Lines:
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+
+    def __call__(self, progress: Progress) -> None:
+        attempt = progress.latest
+        if attempt is None:
+            return
+        told = f"ok, {attempt.seconds:.1f} s" if attempt.saved else f"attempt {attempt.number}: {attempt.error}"
+        if attempt.final and not attempt.saved:
+            told = f"given up after {told}"
+        finished = progress.done + progress.failed
+        print(f"[{finished}/{progress.total}] {attempt.item.subject_id}: {told}", file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _bar() -> Iterator[Any]:
+    from rich.console import Console as RichConsole
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    with Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=RichConsole(stderr=True),
+    ) as bar:
+        task = bar.add_task("subjects", total=None)
+
+        def report(progress: Any) -> None:
+            bar.update(task, total=progress.total, completed=progress.done + progress.failed)
+            attempt = progress.latest
+            if attempt is not None and not attempt.saved:
+                verdict = "given up" if attempt.final else "tried again"
+                bar.console.print(f"{attempt.item.subject_id}: {attempt.error} ({verdict})", highlight=False)
+
+        yield report

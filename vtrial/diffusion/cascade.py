@@ -1,0 +1,207 @@
+"""The cascade: demographics → 56×56×96 → exact linear upsampling → residual → 224×224×384."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vtrial.diffusion.conditions import Demographics, coordinates, upsample
+from vtrial.diffusion.denoiser import Denoiser, load_denoiser
+from vtrial.diffusion.network import Conditions, Prepared
+from vtrial.diffusion.sampler import SAMPLERS, SamplerConfig, sample
+from vtrial.diffusion.tiles import Triple, Where, blend_tiles
+from vtrial.diffusion.weights import ModelCard, StageName, load_weights, model_folder, verify_model
+from vtrial.geometry import LOW_SHAPE
+from vtrial.memory import keep_freed_memory
+from vtrial.records import InputError
+
+Progress = Callable[[str, int, int], None]
+"""Called after each step with the stage's name, the steps done and all steps."""
+TILE_OVERLAP = 32
+"""Least overlap of neighbouring tiles in voxels."""
+
+
+@dataclass(frozen=True)
+class CascadeSampler:
+    """How both stages are sampled."""
+
+    low: SamplerConfig
+    high: SamplerConfig
+    tile: Triple | None = None
+    """Stage 2 in tiles of this many voxels, to save memory; the whole volume in one pass when None."""
+
+    @classmethod
+    def of(cls, card: ModelCard) -> CascadeSampler:
+        """The settings that a model asks for."""
+        return cls(card.stages["global"].sampler, card.stages["super-resolution"].sampler)
+
+    def with_options(
+        self,
+        name: str | None = None,
+        steps_global: int | None = None,
+        steps_sr: int | None = None,
+        tile: Triple | None = None,
+    ) -> CascadeSampler:
+        """The same with what a user asked for; InputError for an unknown name or a step count below 2."""
+        problems = []
+        if name is not None and name not in SAMPLERS:
+            problems.append(f"--sampler {name}: not known; choose {', '.join(SAMPLERS)}")
+        for option, steps in (("--steps-global", steps_global), ("--steps-sr", steps_sr)):
+            if steps is not None and steps < 2:
+                problems.append(f"{option} {steps}: at least 2 steps are needed")
+        if problems:
+            raise InputError(problems)
+
+        def changed(config: SamplerConfig, steps: int | None) -> SamplerConfig:
+            update = {"name": name or config.name, "steps": config.steps if steps is None else steps}
+            return config.model_copy(update=update)
+
+        return CascadeSampler(changed(self.low, steps_global), changed(self.high, steps_sr), tile or self.tile)
+
+
+@dataclass(frozen=True)
+class Cascade:
+    """Both stages, ready to sample on `device` in `dtype`."""
+
+    card: ModelCard
+    low: Denoiser
+    high: Denoiser
+    device: torch.device
+    dtype: torch.dtype
+
+    @torch.inference_mode()
+    def sample(
+        self,
+        demographics: Demographics,
+        *,
+        global_noise: torch.Generator,
+        sr_noise: torch.Generator,
+        sampler: CascadeSampler | None = None,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """A twin (2, 224, 224, 384) in model space, float32, on the CPU or the cascade's device.
+
+        The two generators are the only randomness: a subject's noise must not depend on other subjects.
+        """
+        sampler = sampler or CascadeSampler.of(self.card)
+        low = self.sample_low([demographics], noise=global_noise, sampler=sampler.low, progress=progress)
+        return self.refine(
+            low[0], demographics, noise=sr_noise, sampler=sampler.high, tile=sampler.tile, progress=progress
+        )
+
+    @torch.inference_mode()
+    def sample_low(
+        self,
+        people: list[Demographics],
+        *,
+        noise: torch.Generator,
+        sampler: SamplerConfig | None = None,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """Stage 1 for a batch: (b, 2, 56, 56, 96) in model space, clipped to [0, 1]."""
+        stage = self.low.config
+        vector = torch.tensor([stage.vector(person) for person in people], device=self.device)
+        where = None
+        if stage.network.coordinates:
+            where = coordinates((0, 0, 0), LOW_SHAPE, LOW_SHAPE, stage.network.patch).to(self.device)
+            where = where.expand(len(people), -1, -1, -1, -1)
+        shape = _grid_shape(LOW_SHAPE, stage.network.patch)
+        prepared = self.low.network.prepare(Conditions(vector, None, where), shape, self.dtype)
+
+        def denoise(x: Tensor, sigma: float) -> Tensor:
+            return _call(self.low, x, sigma, prepared, self.dtype)
+
+        x = self._run("global", denoise, (len(people), stage.network.grid_channels, *shape), noise, sampler, progress)
+        return stage.decode(x).clamp(0.0, 1.0)
+
+    @torch.inference_mode()
+    def refine(
+        self,
+        low: Tensor,
+        demographics: Demographics,
+        *,
+        noise: torch.Generator,
+        sampler: SamplerConfig | None = None,
+        tile: Triple | None = None,
+        progress: Progress | None = None,
+    ) -> Tensor:
+        """Stage 2: a low-resolution pair (2, x, y, z) in model space to (2, 4x, 4y, 4z), clipped to [0, 1].
+
+        `tile` in voxels bounds the memory: tiles overlap by 32 voxels or more and are blended at every step.
+        """
+        stage, patch = self.high.config, self.high.config.network.patch
+        upsampled = upsample(low[None].to(self.device))
+        full: Triple = (upsampled.shape[2], upsampled.shape[3], upsampled.shape[4])
+        shape = _grid_shape(full, patch)
+        where = coordinates((0, 0, 0), full, full, patch)[None].to(self.device) if stage.network.coordinates else None
+        vector = torch.tensor([stage.vector(demographics)], device=self.device)
+        conditions = Conditions(vector, stage.encode_low(upsampled), where)
+        prepared = self.high.network.prepare(conditions, shape, self.dtype)
+        del conditions
+
+        def denoise(x: Tensor, sigma: float) -> Tensor:
+            if tile is None:
+                return _call(self.high, x, sigma, prepared, self.dtype)
+
+            def part(where: Where) -> Tensor:
+                inside = x[(slice(None), slice(None), *where)].contiguous(memory_format=torch.channels_last_3d)
+                return _call(self.high, inside, sigma, prepared.crop(where), self.dtype)
+
+            align = stage.network.divisor // patch
+            return blend_tiles(part, x, _grid_shape(tile, patch), TILE_OVERLAP // patch, align)
+
+        size = (1, stage.network.grid_channels, *shape)
+        residual = stage.decode(self._run("super-resolution", denoise, size, noise, sampler, progress))
+        return residual.add_(upsampled).clamp_(0.0, 1.0)[0]
+
+    def _run(
+        self,
+        name: StageName,
+        denoise: Callable[[Tensor, float], Tensor],
+        size: tuple[int, ...],
+        generator: torch.Generator,
+        sampler: SamplerConfig | None,
+        progress: Progress | None,
+    ) -> Tensor:
+        config = sampler or self.card.stages[name].sampler
+        x = torch.randn(size, generator=generator, device=generator.device).to(self.device)
+        x = x.contiguous(memory_format=torch.channels_last_3d)
+        for i, state in enumerate(sample(denoise, x, config, generator), start=1):
+            x = state
+            if progress is not None:
+                progress(name, i, config.steps)
+        return x
+
+
+def _call(denoiser: Denoiser, x: Tensor, sigma: float, prepared: Prepared, dtype: torch.dtype) -> Tensor:
+    out: Tensor = denoiser(x, x.new_full((x.shape[0],), sigma), prepared, dtype)
+    return out
+
+
+def _grid_shape(shape: Triple, patch: int) -> Triple:
+    return shape[0] // patch, shape[1] // patch, shape[2] // patch
+
+
+def load_cascade(
+    name_or_dir: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.bfloat16
+) -> Cascade:
+    """A cascade from a bundled model's name or a model folder.
+
+    InputError if there is no such model, a stage is missing, or a file's hash differs from the card's.
+    """
+    folder, card = model_folder(name_or_dir), verify_model(name_or_dir)
+    place = torch.device(device)
+    stages: dict[StageName, Denoiser] = {}
+    for name, stage in card.stages.items():
+        weights = load_weights(folder / stage.file, stage.sha256)
+        try:
+            stages[name] = load_denoiser(stage.config, weights, dtype).to(place)
+        except RuntimeError as error:
+            raise InputError(f"{folder / stage.file}: does not fit the network of the card: {error}") from None
+    if place.type == "cpu":
+        keep_freed_memory()
+    return Cascade(card, stages["global"], stages["super-resolution"], place, dtype)

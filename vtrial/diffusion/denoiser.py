@@ -1,0 +1,155 @@
+"""EDM preconditioning and the uncertainty-weighted loss.
+
+Karras et al. 2022 (arXiv 2206.00364), table 1: D(x; σ) = c_skip x + c_out F(c_in x; c_noise). Karras et al. 2024,
+equations 14 and 15: the loss at each noise level is divided by a learned variance exp(u(σ)).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from torch import Tensor, nn
+
+from vtrial.diffusion.conditions import PHASE, Demographics, from_grid, phase_vector, to_grid
+from vtrial.diffusion.layers import MPConv, MPFourier
+from vtrial.diffusion.network import Conditions, Network, NetworkConfig, Prepared
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+PositiveFloat = Annotated[float, Field(gt=0.0)]
+
+
+class Scaling(BaseModel):
+    """Between model space (or residuals of it) and the units in which each channel has mean 0 and SD sigma_data."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    center: tuple[float, float] = (0.0, 0.0)
+    sd: tuple[PositiveFloat, PositiveFloat] = (0.5, 0.5)
+
+    def encode(self, volume: Tensor, sigma_data: float) -> Tensor:
+        """(b, 2, x, y, z) in model space -> scaled."""
+        center, sd = self._columns(volume)
+        return (volume - center) * (sigma_data / sd)
+
+    def decode(self, scaled: Tensor, sigma_data: float) -> Tensor:
+        """The inverse of `encode`."""
+        center, sd = self._columns(scaled)
+        return torch.addcmul(center, scaled, sd / sigma_data)
+
+    def _columns(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        return tuple(like.new_tensor(v).view(1, 2, 1, 1, 1) for v in (self.center, self.sd))  # type: ignore[return-value]
+
+
+class StageConfig(BaseModel):
+    """One stage of the cascade: all that is needed, beside the weights, to use it."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    stage: Literal["global", "super-resolution"]
+    network: NetworkConfig
+    sigma_data: PositiveFloat = 0.5
+    phase_condition: bool = False
+    """Whether the sampling phase of a low-resolution volume is a condition (three more after the demographics)."""
+    scaling: Scaling = Scaling()
+    """Of the volume (global) or of the residual (super-resolution)."""
+    low_scaling: Scaling = Scaling()
+    """Of the upsampled low-resolution pair when it is a condition."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> StageConfig:
+        expected = 7 if self.phase_condition else 4
+        if self.network.conditions != expected:
+            raise ValueError(f"condition_center and condition_scale need {expected} values")
+        if self.network.low_resolution != (self.stage == "super-resolution"):
+            raise ValueError("low_resolution belongs to the super-resolution stage, and only there")
+        return self
+
+    def vector(self, demographics: Demographics, phase: tuple[int, int, int] = PHASE) -> tuple[float, ...]:
+        """The condition vector of a subject."""
+        return demographics.vector() + (phase_vector(phase) if self.phase_condition else ())
+
+    def encode(self, volume: Tensor) -> Tensor:
+        """Volumes (b, 2, x, y, z), or residuals, to the scaled grid of the network."""
+        return to_grid(self.scaling.encode(volume, self.sigma_data), self.network.patch)
+
+    def decode(self, grid: Tensor) -> Tensor:
+        """The inverse of `encode`."""
+        return self.scaling.decode(from_grid(grid, self.network.patch), self.sigma_data)
+
+    def encode_low(self, upsampled: Tensor) -> Tensor:
+        """The upsampled low-resolution pair (b, 2, x, y, z) to a grid of magnitude near 1."""
+        return to_grid(self.low_scaling.encode(upsampled, 1.0), self.network.patch)
+
+
+class NoiseConfig(BaseModel):
+    """Distribution of training noise: ln σ ~ N(p_mean, p_std²), mixed with a log-uniform one."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    p_mean: float = -0.4
+    p_std: PositiveFloat = 1.0
+    uniform: Fraction = 0.0
+    """Share drawn log-uniformly between sigma_min and sigma_max."""
+    sigma_min: PositiveFloat = 0.002
+    sigma_max: PositiveFloat = 80.0
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """`count` noise levels, stratified (one in each of `count` equal parts) so that batches are alike."""
+        device = generator.device
+        strata = torch.randperm(count, generator=generator, device=device)
+        u = (strata + torch.rand(count, generator=generator, device=device)) / count
+        # the first part of each stratum order is log-uniform, the rest normal: one number decides both
+        low, high = math.log(self.sigma_min), math.log(self.sigma_max)
+        uniform = low + (high - low) * (u / max(self.uniform, 1e-12))
+        v = ((u - self.uniform) / max(1.0 - self.uniform, 1e-12)).clamp(1e-6, 1.0 - 1e-6)
+        normal = self.p_mean + self.p_std * math.sqrt(2.0) * torch.erfinv(2.0 * v - 1.0)
+        return torch.where(u < self.uniform, uniform, normal).exp()
+
+
+class Denoiser(nn.Module):
+    """D(x; σ, conditions) on scaled grids (b, 2p³, x, y, z), and its training loss."""
+
+    def __init__(self, config: StageConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.network = Network(config.network)
+        self.uncertainty_features = MPFourier(128)
+        self.uncertainty = MPConv(128, 1, 0, learned_gain=True)
+
+    def forward(self, x: Tensor, sigma: Tensor, prepared: Prepared, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Expected clean grid, float32, for noise levels `sigma` (b,); the network computes in `dtype`."""
+        data = self.config.sigma_data
+        s = sigma.float().view(-1, 1, 1, 1, 1)
+        total = (s**2 + data**2).sqrt()
+        out = self.network((x / total).to(dtype), sigma.float().log() / 4.0, prepared)
+        return torch.addcmul(x * (data**2 / total**2), out.to(x.dtype), s * data / total)
+
+    def loss(
+        self, clean: Tensor, sigma: Tensor, noise: Tensor, conditions: Conditions, dtype: torch.dtype
+    ) -> tuple[Tensor, Tensor]:
+        """(loss to minimise, plain weighted error (b,)): equations 14 and 15; λ(σ) makes the error 1 at the start."""
+        shape = (clean.shape[2], clean.shape[3], clean.shape[4])
+        prepared = self.network.prepare(conditions, shape, dtype)
+        s = sigma.view(-1, 1, 1, 1, 1)
+        denoised = self(clean + s * noise, sigma, prepared, dtype)
+        data = self.config.sigma_data
+        weight = (sigma**2 + data**2) / (sigma * data) ** 2
+        error = weight * (denoised - clean).square().flatten(1).mean(1)
+        u = self.uncertainty(self.uncertainty_features(sigma.log() / 4.0))[:, 0]
+        return (error / u.exp() + u).mean(), error.detach()
+
+    def normalize_(self) -> None:
+        """Forced weight normalisation after an optimiser step."""
+        self.network.normalize_()
+        self.uncertainty.normalize_()
+
+
+def load_denoiser(config: StageConfig, weights: dict[str, Tensor], dtype: torch.dtype) -> Denoiser:
+    """An inference-only denoiser from a state dict; RuntimeError if the weights do not fit the configuration."""
+    denoiser = Denoiser(config)
+    denoiser.load_state_dict({name: value.float() for name, value in weights.items()})
+    denoiser.network.fold_(dtype)
+    return denoiser.eval().requires_grad_(False)

@@ -1,0 +1,215 @@
+"""Models on disk: a folder with card.json and one safetensors file a stage. Never pickle.
+
+The card tells what the weights were trained on, which demographics they cover, and each file's hash, which is checked
+before the weights are used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from vtrial.diffusion.conditions import Demographics
+from vtrial.diffusion.denoiser import StageConfig
+from vtrial.diffusion.sampler import SamplerConfig
+from vtrial.geometry import EXTENT_SLICES_AT_0, EXTENT_SLICES_PER_M
+from vtrial.records import InputError, Sex
+
+MODELS = Path(__file__).parent.parent / "assets" / "models"
+CARD = "card.json"
+MAX_BYTES = 16 * 2**20
+StageName = Literal["global", "super-resolution"]
+WEIGHT_FILES: dict[StageName, str] = {
+    "global": "global.safetensors",
+    "super-resolution": "super_resolution.safetensors",
+}
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Support(_Strict):
+    """The demographics a model was trained on: each range is (least, greatest)."""
+
+    sex: tuple[Sex, ...] = ("F", "M")
+    age_years: tuple[float, float]
+    height_cm: tuple[float, float]
+    weight_kg: tuple[float, float]
+
+    @classmethod
+    def of(cls, people: Iterable[Demographics]) -> Support:
+        """The ranges that `people` cover."""
+        known = list(people)
+        ages, heights, weights = zip(*((p.age_years, p.height_cm, p.weight_kg) for p in known), strict=True)
+        sexes: tuple[Sex, ...] = tuple(sorted({p.sex for p in known}))
+        return cls(
+            sex=sexes,
+            age_years=(min(ages), max(ages)),
+            height_cm=(min(heights), max(heights)),
+            weight_kg=(min(weights), max(weights)),
+        )
+
+    def union(self, other: Support) -> Support:
+        """The ranges of both together."""
+
+        def wider(a: tuple[float, float], b: tuple[float, float]) -> tuple[float, float]:
+            return min(a[0], b[0]), max(a[1], b[1])
+
+        return Support(
+            sex=tuple(sorted({*self.sex, *other.sex})),
+            age_years=wider(self.age_years, other.age_years),
+            height_cm=wider(self.height_cm, other.height_cm),
+            weight_kg=wider(self.weight_kg, other.weight_kg),
+        )
+
+    def problems(self, person: Demographics) -> list[str]:
+        """What lies outside, one sentence each; empty if the model covers this person."""
+        found = [] if person.sex in self.sex else [f"sex {person.sex} is not among {', '.join(self.sex)}"]
+        for name in ("age_years", "height_cm", "weight_kg"):
+            value, (low, high) = getattr(person, name), getattr(self, name)
+            if not low <= value <= high:
+                found.append(f"{name} {value:g} is outside {low:g} to {high:g}")
+        return found
+
+
+class ExtentFit(_Strict):
+    """Length of the field of view in 2 mm slices = slope · height in m + intercept."""
+
+    slices_per_m: float = EXTENT_SLICES_PER_M
+    slices_at_0: float = EXTENT_SLICES_AT_0
+
+
+class StageCard(_Strict):
+    """One stage: its configuration and how it was trained."""
+
+    config: StageConfig
+    file: str
+    sha256: str
+    parameters: int
+    steps: int
+    images: int
+    seconds: float
+    ema_length: float
+    loss: tuple[tuple[int, float], ...] = ()
+    """(step, mean weighted error) along the training."""
+    sampler: SamplerConfig
+
+
+class ModelCard(_Strict):
+    """What a model is."""
+
+    name: str
+    description: str = ""
+    data: str = ""
+    hardware: str = ""
+    license: str = "Apache-2.0"
+    support: Support
+    extent: ExtentFit = ExtentFit()
+    stages: dict[StageName, StageCard]
+    fidelity: list[dict[str, Any]] | dict[str, Any] = Field(default_factory=list)
+    """Twins against held-out volumes, and the command that makes the table."""
+
+    @property
+    def files(self) -> dict[str, str]:
+        """File names and their SHA-256."""
+        return {stage.file: stage.sha256 for stage in self.stages.values()}
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def save_weights(path: Path, weights: Mapping[str, Tensor]) -> str:
+    """Write a state dict, matrices and kernels as float16 and vectors as they are; returns the hash.
+
+    Unit-magnitude weights lose nothing that matters in float16. InputError if the file exceeds 16 MiB.
+    """
+    compact = {
+        name: value.detach().cpu().to(torch.float16 if value.ndim > 1 else torch.float32).contiguous()
+        for name, value in weights.items()
+    }
+    size = sum(v.numel() * v.element_size() for v in compact.values())
+    if size > MAX_BYTES - 2**17:
+        raise InputError(f"{path}: {size / 2**20:.1f} MiB of weights; a file may have 16: choose a narrower network")
+    part = path.with_name(f".{path.name}.part")
+    save_file(compact, part)
+    part.replace(path)
+    return sha256_of(path)
+
+
+def _file_problems(path: Path, sha256: str) -> list[str]:
+    if not path.is_file():
+        return [f"{path}: weights not found; the card names them: restore the file or choose another model"]
+    found = sha256_of(path)
+    if found == sha256:
+        return []
+    return [
+        f"{path}: the weights are not those of the card: expected sha256 {sha256}, found {found}; "
+        "restore the file or install the model again"
+    ]
+
+
+def load_weights(path: Path, sha256: str) -> dict[str, Tensor]:
+    """A state dict from a safetensors file; InputError if it is absent or its hash is not `sha256`."""
+    if problems := _file_problems(path, sha256):
+        raise InputError(problems)
+    weights: dict[str, Tensor] = load_file(path)
+    return weights
+
+
+def write_card(folder: Path, card: ModelCard) -> None:
+    """Write card.json, whole or not at all."""
+    part = folder / f".{CARD}.part"
+    part.write_text(card.model_dump_json(indent=1) + "\n")
+    part.replace(folder / CARD)
+
+
+def model_folder(name_or_dir: str | Path) -> Path:
+    """The folder of a bundled model by name, or a model folder by path; InputError if neither is there."""
+    for folder in (MODELS / name_or_dir, Path(name_or_dir)):
+        if (folder / CARD).is_file():
+            return folder
+    known = ", ".join(list_models()) or "none bundled"
+    raise InputError(f"model {name_or_dir}: no such bundled model ({known}) and no folder with {CARD}")
+
+
+def read_card(name_or_dir: str | Path) -> ModelCard:
+    """The card of a model; InputError if it is absent or not a card."""
+    path = model_folder(name_or_dir) / CARD
+    try:
+        return ModelCard.model_validate_json(path.read_text())
+    except (ValidationError, json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a model card: {error}") from None
+
+
+def verify_model(name_or_dir: str | Path) -> ModelCard:
+    """The card of a model that has both stages, its files present and theirs by hash; InputError with all faults."""
+    folder, card = model_folder(name_or_dir), read_card(name_or_dir)
+    problems = [f"{folder}: the model has no {stage} stage; train and export both" for stage in _missing(card)]
+    for file, sha256 in card.files.items():
+        problems += _file_problems(folder / file, sha256)
+    if problems:
+        raise InputError(problems)
+    return card
+
+
+def _missing(card: ModelCard) -> list[StageName]:
+    return [stage for stage in WEIGHT_FILES if stage not in card.stages]
+
+
+def list_models() -> list[str]:
+    """Names of the bundled models."""
+    if not MODELS.is_dir():
+        return []
+    return sorted(p.parent.name for p in MODELS.glob(f"*/{CARD}"))

@@ -1,0 +1,153 @@
+"""Subject → PET/CT: by the cascade of a model, or by the phantom."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from vtrial.cohort.support import Support
+from vtrial.diffusion.cascade import CascadeSampler, load_cascade
+from vtrial.diffusion.conditions import Demographics
+from vtrial.diffusion.weights import MODELS, ExtentFit, ModelCard, model_folder, read_card, sha256_of
+from vtrial.execution import Resources
+from vtrial.geometry import IN_PLANE_MM, SHAPE
+from vtrial.imaging.codec import decode
+from vtrial.imaging.scans import LoadRenderer, Renderer, Scan
+from vtrial.phantom import make_phantom
+from vtrial.randomness import Purpose, subject_torch_seed
+from vtrial.records import InputError, Subject
+from vtrial.runs import Identity
+
+SamplerName = Literal["heun", "heun-churn", "dpmpp-2m"]
+
+
+@dataclass(frozen=True)
+class CascadePlan:
+    """A checked choice of model and sampler: how to load it, what names it, whom it can make.
+
+    `standard` says that the sampler is the model's own.
+    """
+
+    load: LoadRenderer
+    identity: Identity
+    facts: dict[str, Any]
+    support: Support
+    standard: bool
+
+
+def cascade_plan(
+    model: str, sampler: SamplerName | None, steps_global: int | None, steps_sr: int | None
+) -> CascadePlan:
+    """The plan for a bundled model or model folder; InputError if there is none, or its weights are not its card's."""
+    folder, card = model_folder(model), read_card(model)
+    wrong = [
+        f"{folder / name}: the weights are not those that card.json names; restore the file or install the model again"
+        for name, digest in card.files.items()
+        if not (folder / name).is_file() or sha256_of(folder / name) != digest
+    ]
+    absent = {"global", "super-resolution"} - set(card.stages)
+    wrong += [f"{folder}: no {stage} stage; train and export both" for stage in sorted(absent)]
+    if wrong:
+        raise InputError(wrong)
+    stages = card.stages
+    own = CascadeSampler(stages["global"].sampler, stages["super-resolution"].sampler)
+    chosen = own.with_options(sampler, steps_global, steps_sr)
+    # A bundled model goes by its name: on another machine of a cluster the package may lie elsewhere.
+    location = model if folder.parent == MODELS else str(folder.absolute())
+    return CascadePlan(
+        load=LoadCascade(location, chosen),
+        identity={"model": card.name, "model_sha256": model_sha256(card), "sampler": _sampler_text(chosen)},
+        facts={"model": model, "model_files": card.files, "model_data": card.data},
+        support=_support(card),
+        standard=chosen == own,
+    )
+
+
+def model_sha256(card: ModelCard) -> str:
+    """One hash for all weight files of a model."""
+    return hashlib.sha256(json.dumps(card.files, sort_keys=True).encode()).hexdigest()
+
+
+def _sampler_text(sampler: CascadeSampler) -> str:
+    return f"global {sampler.low.model_dump_json()}, super-resolution {sampler.high.model_dump_json()}"
+
+
+def _support(card: ModelCard) -> Support:
+    known = card.support
+    return Support(known.age_years, known.height_cm, known.weight_kg, (0.0, math.inf), frozenset(known.sex))
+
+
+@dataclass(frozen=True)
+class LoadCascade:
+    """Loads the cascade `model` (a bundled name or an absolute folder) and samples it with `sampler`."""
+
+    model: str
+    sampler: CascadeSampler
+
+    def __call__(self, resources: Resources) -> Renderer:
+        """The cascade on the worker's device as a renderer."""
+        torch.set_num_threads(resources.threads)
+        cascade = load_cascade(self.model, resources.device)
+
+        def render(subject: Subject) -> Scan:
+            volume = cascade.sample(
+                Demographics(subject.sex, subject.age_years, subject.height_cm, subject.weight_kg),
+                global_noise=_generator(subject, Purpose.GLOBAL),
+                sr_noise=_generator(subject, Purpose.SUPER_RESOLUTION),
+                sampler=self.sampler,
+            )
+            return Scan(decode(volume, twin_spacing_mm(cascade.card.extent, subject.height_cm)))
+
+        return render
+
+
+def twin_spacing_mm(extent: ExtentFit, height_cm: float) -> tuple[float, float, float]:
+    """Voxel size in mm of a twin: its length along z follows its height by the model's fit."""
+    slices = extent.slices_per_m * height_cm / 100.0 + extent.slices_at_0
+    return IN_PLANE_MM, IN_PLANE_MM, IN_PLANE_MM * slices / SHAPE[2]
+
+
+@dataclass(frozen=True)
+class LoadPhantom:
+    """The procedural phantom as a renderer."""
+
+    def __call__(self, resources: Resources) -> Renderer:
+        """The phantom on the worker's device."""
+        torch.set_num_threads(resources.threads)
+
+        def render(subject: Subject) -> Scan:
+            phantom = make_phantom(subject, device=resources.device)
+            return Scan(phantom.pet_ct, phantom.labels, phantom.truth)
+
+        return render
+
+
+def _generator(subject: Subject, purpose: Purpose) -> torch.Generator:
+    """On the CPU whatever the device: the numbers drawn are then the same on all of them."""
+    return torch.Generator().manual_seed(subject_torch_seed(subject.seed, subject.index, purpose))
+
+
+def describe_models(names: list[str]) -> list[dict[str, Any]]:
+    """Name, data, support, size and samplers of models, for a listing."""
+    described = []
+    for name in names:
+        card, folder = read_card(name), Path(model_folder(name))
+        described.append(
+            {
+                "name": card.name,
+                "description": card.description,
+                "data": card.data,
+                "license": card.license,
+                "support": card.support.model_dump(),
+                "megabytes": round(sum((folder / file).stat().st_size for file in card.files) / 1e6, 1),
+                "samplers": {stage: f"{s.sampler.name}, {s.sampler.steps} steps" for stage, s in card.stages.items()},
+                "sha256": model_sha256(card),
+            }
+        )
+    return described

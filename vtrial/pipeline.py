@@ -1,0 +1,213 @@
+"""The trial as a story: recruit, then generate (or render phantoms) into a run folder, resuming whatever is there.
+
+Nothing is written before all input has been checked. Progress goes to the caller's `report`, machines come from the
+caller's `Executor`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import RenderableType
+
+from vtrial.cohort.recruit import recruit as draw
+from vtrial.cohort.registry import find_spec
+from vtrial.cohort.report import render, summarize, write_subjects
+from vtrial.cohort.spec import CohortSpec, SubjectsSpec, match_table, read_spec
+from vtrial.cohort.support import check_support
+from vtrial.diffusion.sampler import SamplerConfig
+from vtrial.diffusion.weights import CARD, WEIGHT_FILES, ModelCard, StageName, list_models, read_card
+from vtrial.execution import CannotGoOn, Executor
+from vtrial.generation import LoadPhantom, SamplerName, cascade_plan, describe_models
+from vtrial.imaging.scans import Layout
+from vtrial.production import Plan, Report, RunSummary, carry_out, read_scan
+from vtrial.records import InputError, Subject
+from vtrial.reporting.preview import preview_png
+from vtrial.runs import Identity, check_identity, identity_hash
+from vtrial.storage import open_folder
+from vtrial.training import export_model, read_config
+from vtrial.training import train as fit
+from vtrial.training.checkpoint import CHECKPOINT
+
+PREVIEWED = 4  # subjects in the preview picture
+PREVIEW = "preview.png"
+# What a freshly trained stage is sampled with until its card says otherwise.
+FRESH_SAMPLERS: dict[StageName, SamplerConfig] = {
+    "global": SamplerConfig(steps=18, sigma_max=20.0),
+    "super-resolution": SamplerConfig(name="dpmpp-2m", steps=12, sigma_max=20.0),
+}
+
+
+@dataclass(frozen=True)
+class Cohort:
+    """What is asked for: a spec or a real table to match, how many, from which seed."""
+
+    spec: str | None
+    n: int | None = None
+    seed: int = 0
+    match: str | None = None
+
+
+def read_cohort(cohort: Cohort) -> CohortSpec:
+    """The spec, or the table to match where there is one; InputError with all that is wrong with it."""
+    if cohort.match is not None:
+        return match_table(cohort.match)
+    if cohort.spec is None:
+        raise InputError("no cohort given; name a spec such as cohorts/oncology.csv, or a table with --match")
+    return read_spec(find_spec(cohort.spec))
+
+
+def recruit(cohort: Cohort, out: Path | None = None) -> tuple[dict[str, Any], RenderableType]:
+    """Draw the subjects alone, into `out` if given: the report for machines and for people."""
+    spec = read_cohort(cohort)
+    subjects = draw(spec, cohort.n, cohort.seed)
+    report = summarize(subjects, spec)
+    if out is not None:
+        write_subjects(subjects, out)
+    return report.to_dict() | {"out": None if out is None else str(out)}, render(report)
+
+
+def models() -> list[dict[str, Any]]:
+    """The bundled models."""
+    return describe_models(list_models())
+
+
+def train(
+    config: Path,
+    data: Path,
+    out: Path,
+    progress: Callable[[dict[str, object]], None],
+    max_seconds: float | None = None,
+) -> ModelCard:
+    """Fit one stage on stored volumes, going on from its last checkpoint, and export the stages that `out` holds.
+
+    Checkpoints lie in `out`/training/<stage>; the samplers of a card that is there already are kept.
+    """
+    settings = read_config(config)
+    fit(settings, data, out / "training" / settings.stage, max_seconds=max_seconds, progress=progress)
+    runs: dict[StageName, Path] = {stage: out / "training" / stage for stage in WEIGHT_FILES}
+    runs = {stage: folder for stage, folder in runs.items() if (folder / CHECKPOINT).is_file()}
+    known = read_card(out) if (out / CARD).is_file() else None
+    samplers = {
+        stage: known.stages[stage].sampler if known and stage in known.stages else FRESH_SAMPLERS[stage]
+        for stage in runs
+    }
+    return export_model(out, runs, samplers, name=out.name, data=str(data))
+
+
+def generate(
+    cohort: Cohort,
+    executor: Executor,
+    report: Report,
+    *,
+    out: str | None = None,
+    model: str,
+    sampler: SamplerName | None = None,
+    steps_global: int | None = None,
+    steps_sr: int | None = None,
+    extrapolate: bool = False,
+    verify: bool = False,
+    command: Sequence[str] = (),
+) -> RunSummary:
+    """Make a twin for every subject of a cohort; resumes the run in `out`, by default named after spec and seed."""
+    spec = read_cohort(cohort)
+    plan = cascade_plan(model, sampler, steps_global, steps_sr)
+    identity = _identity(cohort, spec) | plan.identity
+    location = out or _default_location(cohort, spec, identity, standard=plan.standard)
+    subjects, n = _recruit(cohort, spec, location, "generate", identity)
+    flagged = {f.subject_id for f in check_support(subjects, plan.support, extrapolate)}
+    summary = carry_out(
+        Plan(
+            kind="generate",
+            location=location,
+            identity=identity,
+            facts={"spec": str(spec.path), **plan.facts},
+            subjects=subjects,
+            n=n,
+            load=plan.load,
+            command=command,
+            flags={s.index: s.subject_id in flagged for s in subjects},
+            verify=verify,
+        ),
+        executor,
+        report,
+    )
+    write_preview(summary)
+    return summary
+
+
+def phantom(
+    cohort: Cohort,
+    executor: Executor,
+    report: Report,
+    *,
+    out: str,
+    layout: Layout = "scans",
+    verify: bool = False,
+    command: Sequence[str] = (),
+) -> RunSummary:
+    """Render a phantom for every subject of a cohort, with its organ masks and the truth behind it."""
+    spec = read_cohort(cohort)
+    identity = _identity(cohort, spec) | {"layout": layout}
+    subjects, n = _recruit(cohort, spec, out, "phantom", identity)
+    summary = carry_out(
+        Plan(
+            kind="phantom",
+            location=out,
+            identity=identity,
+            facts={"spec": str(spec.path)},
+            subjects=subjects,
+            n=n,
+            load=LoadPhantom(),
+            command=command,
+            layout=layout,
+            verify=verify,
+        ),
+        executor,
+        report,
+    )
+    if layout == "scans":
+        write_preview(summary)
+    return summary
+
+
+def _identity(cohort: Cohort, spec: CohortSpec) -> Identity:
+    as_listed = isinstance(spec, SubjectsSpec) and (spec.matched or cohort.n is None)
+    return {"spec_sha256": spec.sha256, "subjects": "as listed" if as_listed else "drawn", "seed": cohort.seed}
+
+
+def _default_location(cohort: Cohort, spec: CohortSpec, identity: Identity, *, standard: bool) -> str:
+    """The same command names the same folder, so that it resumes; other settings get another folder."""
+    match = "match-" if cohort.match is not None else ""
+    unusual = "" if standard else f"-{identity_hash(identity)}"
+    return str(Path("runs") / f"{match}{Path(spec.path).stem}-seed{cohort.seed}{unusual}")
+
+
+def _recruit(
+    cohort: Cohort, spec: CohortSpec, location: str, kind: str, identity: Identity
+) -> tuple[list[Subject], int]:
+    """All subjects that the run in `location` is to have, and how many of them this call asks for."""
+    known = check_identity(open_folder(location), kind, identity)
+    asked = draw(spec, cohort.n, cohort.seed)
+    if known is None or cohort.n is None or known.n <= len(asked):
+        return asked, len(asked)
+    return draw(spec, known.n, cohort.seed), len(asked)
+
+
+def write_preview(summary: RunSummary) -> None:
+    """Write the picture of a run's first subjects, if there is none or subjects have come; CannotGoOn if it cannot."""
+    folder = open_folder(summary.location)
+    if not summary.finished or (not summary.new and folder.size(PREVIEW) is not None):
+        return
+    scans = [(_caption(subject), read_scan(folder, entry)) for subject, entry in summary.finished[:PREVIEWED]]
+    try:
+        folder.write(PREVIEW, preview_png(scans))
+    except OSError as error:
+        raise CannotGoOn(f"{summary.location}: cannot write {PREVIEW} ({error}); all subjects are safe") from None
+
+
+def _caption(s: Subject) -> str:
+    return f"{s.subject_id}: {s.sex}, {s.age_years:.0f} y, {s.height_cm:.0f} cm, {s.weight_kg:.0f} kg"

@@ -1,0 +1,20 @@
+"""Fitting a stage of the cascade: a framework-free loop that knows no ray and no command line."""
+
+from vtrial.training.config import TrainingConfig, read_config
+from vtrial.training.data import StoredVolumes, TensorVolume, Volume, VolumeSource, write_low
+from vtrial.training.export import export_model
+from vtrial.training.loop import StepReport, steps, train
+
+__all__ = [
+    "StepReport",
+    "StoredVolumes",
+    "TensorVolume",
+    "TrainingConfig",
+    "Volume",
+    "VolumeSource",
+    "export_model",
+    "read_config",
+    "steps",
+    "train",
+    "write_low",
+]

@@ -1,0 +1,104 @@
+"""The state of a training run on disk, written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vtrial.diffusion.denoiser import Denoiser, StageConfig
+from vtrial.diffusion.ema import PowerEma
+from vtrial.diffusion.weights import Support
+from vtrial.records import InputError
+from vtrial.training.config import TrainingConfig
+
+CHECKPOINT = "checkpoint.pt"
+# fields that may change between a run and its continuation
+FREE_FIELDS = {"steps", "checkpoint_steps", "metric_steps", "microbatch"}
+
+
+@dataclass
+class TrainingState:
+    """Everything that changes while training. Random numbers depend on (seed, step), so no generator is in it."""
+
+    stage: StageConfig
+    support: Support
+    denoiser: Denoiser
+    optimizer: torch.optim.Optimizer
+    ema: PowerEma
+    step: int = 0
+    skipped: int = 0
+    seconds: float = 0.0
+
+    def parameters(self) -> dict[str, torch.Tensor]:
+        """The tensors that are averaged."""
+        return dict(nn.Module.named_parameters(self.denoiser))
+
+
+def new_state(config: TrainingConfig, stage: StageConfig, support: Support, device: torch.device) -> TrainingState:
+    """An untrained network, its weights drawn from the configuration's seed."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        denoiser = Denoiser(stage)
+    denoiser.normalize_()
+    denoiser.to(device)
+    optimizer = torch.optim.Adam(denoiser.parameters(), lr=0.0, betas=(0.9, 0.99), fused=True)
+    ema = PowerEma(dict(denoiser.named_parameters()), config.ema)
+    return TrainingState(stage, support, denoiser, optimizer, ema)
+
+
+def _comparable(config: TrainingConfig) -> dict[str, Any]:
+    return config.model_dump(mode="json", exclude=FREE_FIELDS)
+
+
+def save_checkpoint(folder: Path, config: TrainingConfig, state: TrainingState) -> Path:
+    """Write the state; the previous checkpoint stays until the new one is on the disk."""
+    content = {
+        "config": config.model_dump_json(),
+        "stage": state.stage.model_dump_json(),
+        "support": state.support.model_dump_json(),
+        "denoiser": state.denoiser.state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+        "ema": {str(length): average for length, average in state.ema.averages.items()},
+        "step": state.step,
+        "skipped": state.skipped,
+        "seconds": state.seconds,
+    }
+    part = folder / f".{CHECKPOINT}.part"
+    with part.open("wb") as stream:
+        torch.save(content, stream)
+        stream.flush()
+        os.fsync(stream.fileno())
+    return part.replace(folder / CHECKPOINT)
+
+
+def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
+    """The content of a checkpoint: tensors and plain values only; InputError if it cannot be read."""
+    try:
+        content: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    except (OSError, RuntimeError, EOFError) as error:
+        raise InputError(f"{path}: not a readable checkpoint: {error}") from None
+    return content
+
+
+def restore_state(folder: Path, config: TrainingConfig, device: torch.device) -> TrainingState:
+    """The state of an interrupted run; InputError if it was made with another configuration."""
+    path = folder / CHECKPOINT
+    content = read_checkpoint(path, device)
+    then, now = _comparable(TrainingConfig.model_validate_json(content["config"])), _comparable(config)
+    changed = [name for name in now if now[name] != then[name]]
+    if changed:
+        raise InputError(f"{folder}: trained with another configuration ({', '.join(changed)}); choose another --out")
+    stage = StageConfig.model_validate_json(content["stage"])
+    state = new_state(config, stage, Support.model_validate_json(content["support"]), device)
+    state.denoiser.load_state_dict(content["denoiser"])
+    state.optimizer.load_state_dict(content["optimizer"])
+    for length, average in content["ema"].items():
+        for name, value in average.items():
+            state.ema.averages[float(length)][name].copy_(value)
+    state.step, state.skipped, state.seconds = content["step"], content["skipped"], content["seconds"]
+    return state

@@ -1,0 +1,111 @@
+"""What a training run is told, read from TOML."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from vtrial.diffusion.denoiser import NoiseConfig, Scaling, StageConfig
+from vtrial.diffusion.network import NetworkConfig
+from vtrial.geometry import FACTOR
+from vtrial.records import InputError
+
+Positive = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[int, Field(ge=0)]
+
+
+class OptimizerConfig(BaseModel):
+    """Adam with betas 0.9 and 0.99; rate = lr · min(step / ramp_steps, 1) / √max(step / decay_after, 1)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    lr: Annotated[float, Field(gt=0.0)] = 0.01
+    ramp_steps: NotNegative = 100
+    decay_after: Positive = 1000
+
+    def rate(self, step: int) -> float:
+        """Learning rate of step 1, 2, …"""
+        ramp = min(step / self.ramp_steps, 1.0) if self.ramp_steps else 1.0
+        return float(self.lr * ramp / max(step / self.decay_after, 1.0) ** 0.5)
+
+
+class DataConfig(BaseModel):
+    """How examples are cut from the volumes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    phases: Positive = 4
+    """Stage 1: random subvolumes (of the 64 of a subject) held in memory for each subject."""
+    refresh_steps: NotNegative = 0
+    """Stage 1: after how many steps the subvolumes in memory are drawn anew; 0: never."""
+    patch_shape: tuple[Positive, Positive, Positive] = (64, 64, 64)
+    """Stage 2: voxels of a training patch."""
+    patches_per_volume: Positive = 2
+    """Stage 2: patches cut from one volume of a batch."""
+    low_noise: Annotated[float, Field(ge=0.0)] = 0.0
+    """Stage 2: the low-resolution volume gets noise of a random SD up to this (model space), and the residual holds its
+    correction, so that the stage mends small faults of a generated volume."""
+
+
+class TrainingConfig(BaseModel):
+    """One stage's training. `steps` counts optimiser steps; a time budget is an argument of `train`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    stage: Literal["global", "super-resolution"]
+    network: NetworkConfig
+    phase_condition: bool = False
+    sigma_data: Annotated[float, Field(gt=0.0)] = 0.5
+    scaling: Scaling | None = None
+    """Measured from the data when absent."""
+    low_scaling: Scaling | None = None
+    noise: NoiseConfig = NoiseConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    data: DataConfig = DataConfig()
+    ema: tuple[Annotated[float, Field(gt=0.0, lt=0.28)], ...] = (0.05, 0.10)
+    batch: Positive = 4
+    microbatch: Positive | None = None
+    """Examples in memory at once; the batch is accumulated from such parts. The whole batch when absent."""
+    steps: Positive
+    seed: int = 0
+    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    checkpoint_steps: Positive = 250
+    metric_steps: Positive = 25
+
+    @model_validator(mode="after")
+    def _consistent(self) -> TrainingConfig:
+        self.stage_config(Scaling(), Scaling())
+        divisor = self.network.divisor
+        if self.stage == "super-resolution" and any(n % max(divisor, FACTOR) for n in self.data.patch_shape):
+            raise ValueError(f"patch_shape must be multiples of {max(divisor, FACTOR)} for this network")
+        if self.batch % (self.microbatch or self.batch):
+            raise ValueError("batch must be a multiple of microbatch")
+        return self
+
+    def stage_config(self, scaling: Scaling, low_scaling: Scaling) -> StageConfig:
+        """The part that goes with the weights."""
+        return StageConfig(
+            stage=self.stage,
+            network=self.network,
+            sigma_data=self.sigma_data,
+            phase_condition=self.phase_condition,
+            scaling=self.scaling or scaling,
+            low_scaling=self.low_scaling or low_scaling,
+        )
+
+
+def read_config(path: str | Path) -> TrainingConfig:
+    """A training configuration from a TOML file; InputError names the file and every field that is wrong."""
+    try:
+        text = Path(path).read_text()
+        return TrainingConfig.model_validate(tomllib.loads(text))
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not TOML: {error}") from None
+    except ValidationError as error:
+        where = [(".".join(map(str, e["loc"])) or "the file", e["msg"]) for e in error.errors()]
+        raise InputError([f"{path}: {field}: {message}" for field, message in where]) from None

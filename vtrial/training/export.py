@@ -1,0 +1,88 @@
+"""From training runs to a model folder: averaged weights as safetensors, and the card that tells what they are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from vtrial.diffusion.denoiser import StageConfig
+from vtrial.diffusion.sampler import SamplerConfig
+from vtrial.diffusion.weights import WEIGHT_FILES, ModelCard, StageCard, StageName, Support, save_weights, write_card
+from vtrial.records import InputError
+from vtrial.training.checkpoint import CHECKPOINT, read_checkpoint
+from vtrial.training.config import TrainingConfig
+from vtrial.training.loop import METRICS
+
+LOSS_POINTS = 60
+
+
+def export_model(
+    out: str | Path,
+    runs: Mapping[StageName, str | Path],
+    samplers: Mapping[StageName, SamplerConfig],
+    *,
+    name: str,
+    ema: float | None = None,
+    description: str = "",
+    data: str = "",
+    hardware: str = "",
+) -> ModelCard:
+    """Write `out` with a safetensors file for each stage of `runs` (folders of `train`) and card.json.
+
+    `ema` is the averaging length to take; by default the shortest. InputError for an unreadable run, a run of another
+    stage, a length that was not kept, or weights above 16 MiB a stage.
+    """
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    stages: dict[StageName, StageCard] = {}
+    supports: list[Support] = []
+    for stage, run in runs.items():
+        card, support = _export_stage(folder, stage, Path(run), samplers[stage], ema)
+        stages[stage] = card
+        supports.append(support)
+    # the first stage decides what bodies can be made
+    support = supports[list(runs).index("global")] if "global" in runs else supports[0]
+    card_of_all = ModelCard(
+        name=name, description=description, data=data, hardware=hardware, support=support, stages=stages
+    )
+    write_card(folder, card_of_all)
+    return card_of_all
+
+
+def _export_stage(
+    folder: Path, stage: StageName, run: Path, sampler: SamplerConfig, ema: float | None
+) -> tuple[StageCard, Support]:
+    content = read_checkpoint(run / CHECKPOINT)
+    config = TrainingConfig.model_validate_json(content["config"])
+    if config.stage != stage:
+        raise InputError(f"{run}: a training run of the {config.stage} stage, not of {stage}")
+    lengths = sorted(float(length) for length in content["ema"])
+    length = lengths[0] if ema is None else ema
+    if length not in lengths:
+        raise InputError(f"{run}: no average of length {length:g}; kept are {', '.join(f'{v:g}' for v in lengths)}")
+    # buffers (Fourier features) are not averaged: they come from the network itself
+    weights = {**content["denoiser"], **content["ema"][str(length)]}
+    file = WEIGHT_FILES[stage]
+    sha256 = save_weights(folder / file, weights)
+    card = StageCard(
+        config=StageConfig.model_validate_json(content["stage"]),
+        file=file,
+        sha256=sha256,
+        parameters=sum(v.numel() for v in content["ema"][str(length)].values()),
+        steps=content["step"],
+        images=content["step"] * config.batch,
+        seconds=round(content["seconds"], 1),
+        ema_length=length,
+        loss=_loss_curve(run / METRICS),
+        sampler=sampler,
+    )
+    return card, Support.model_validate_json(content["support"])
+
+
+def _loss_curve(path: Path) -> tuple[tuple[int, float], ...]:
+    if not path.exists():
+        return ()
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    every = max(1, len(lines) // LOSS_POINTS)
+    return tuple((line["step"], round(line["error"], 5)) for line in lines[::every])

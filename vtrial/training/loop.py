@@ -1,0 +1,192 @@
+"""The training loop as a generator of steps, and `train`, which adds checkpoints, metrics and a time budget to it."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vtrial.memory import keep_freed_memory
+from vtrial.records import InputError
+from vtrial.training.batches import Batch, batches, measure_scaling
+from vtrial.training.checkpoint import CHECKPOINT, TrainingState, new_state, restore_state, save_checkpoint
+from vtrial.training.config import TrainingConfig, read_config
+from vtrial.training.data import StoredVolumes, VolumeSource
+
+METRICS = "metrics.jsonl"
+# Edges of the noise-level buckets in which the error is reported, in units of sigma.
+BUCKETS = (0.05, 0.2, 1.0, 5.0, 20.0)
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One optimiser step: `loss` is what was minimised, `errors` the plain weighted errors at `sigmas`, per example."""
+
+    step: int
+    loss: float
+    sigmas: tuple[float, ...]
+    errors: tuple[float, ...]
+    skipped: bool
+
+
+def steps(
+    config: TrainingConfig, source: VolumeSource, state: TrainingState, last: int | None = None
+) -> Iterator[StepReport]:
+    """Train `state` in place from its step to `last` (config.steps by default), yielding after each step."""
+    for batch in batches(config, source, state.step + 1, last or config.steps):
+        yield _step(config, state, batch)
+
+
+def _step(config: TrainingConfig, state: TrainingState, batch: Batch) -> StepReport:
+    state.step += 1
+    for group in state.optimizer.param_groups:
+        group["lr"] = config.optimizer.rate(state.step)
+    device = batch.target.device
+    generator = torch.Generator(device).manual_seed(config.seed * 1_000_003 + state.step)
+    sigma = config.noise.draw(config.batch, generator)
+    state.optimizer.zero_grad(set_to_none=True)
+    losses, errors = [], []
+    size = config.microbatch or config.batch
+    for start in range(0, config.batch, size):
+        part = batch.part(start, size)
+        clean = state.stage.encode(part.target)
+        noise = torch.randn(clean.shape, generator=generator, device=device)
+        noise = noise.contiguous(memory_format=torch.channels_last_3d)
+        loss, error = state.denoiser.loss(
+            clean, sigma[start : start + size], noise, part.conditions(state.stage), _DTYPES[config.precision]
+        )
+        (loss * (size / config.batch)).backward()  # type: ignore[no-untyped-call]
+        losses.append(loss.detach())
+        errors.append(error)
+    loss_value = float(torch.stack(losses).mean())
+    finite = math.isfinite(loss_value) and _gradients_finite(state)
+    if finite:
+        state.optimizer.step()
+        state.denoiser.normalize_()
+        state.ema.update(state.parameters(), state.step - state.skipped)
+    else:
+        state.skipped += 1
+    return StepReport(
+        state.step, loss_value, tuple(sigma.tolist()), tuple(torch.cat(errors).tolist()), skipped=not finite
+    )
+
+
+def _gradients_finite(state: TrainingState) -> bool:
+    gradients = [p.grad for p in state.denoiser.parameters() if p.grad is not None]
+    norms: list[Tensor] = list(torch._foreach_norm(gradients))
+    return bool(torch.isfinite(torch.stack(norms)).all())
+
+
+class _Metrics:
+    """Collects step reports and appends one JSON line for every `every` of them."""
+
+    def __init__(self, path: Path, config: TrainingConfig, state: TrainingState) -> None:
+        self.path, self.config = path, config
+        _drop_after(path, state.step)
+        self.reports: list[StepReport] = []
+        self.since = time.perf_counter()
+
+    def add(self, report: StepReport, state: TrainingState) -> dict[str, object] | None:
+        self.reports.append(report)
+        if len(self.reports) < self.config.metric_steps and report.step < self.config.steps:
+            return None
+        elapsed = time.perf_counter() - self.since
+        line = self._line(report, state, elapsed)
+        with self.path.open("a") as stream:
+            stream.write(json.dumps(line) + "\n")
+        self.reports, self.since = [], time.perf_counter()
+        return line
+
+    def _line(self, report: StepReport, state: TrainingState, elapsed: float) -> dict[str, object]:
+        buckets: dict[str, list[float]] = defaultdict(list)
+        good = [r for r in self.reports if not r.skipped]
+        for r in good:
+            for sigma, error in zip(r.sigmas, r.errors, strict=True):
+                buckets[_bucket(sigma)].append(error)
+        errors = [e for values in buckets.values() for e in values]
+        return {
+            "step": report.step,
+            "images": report.step * self.config.batch,
+            "loss": sum(r.loss for r in good) / max(len(good), 1),
+            "error": sum(errors) / max(len(errors), 1),
+            "error_by_sigma": {k: round(sum(v) / len(v), 5) for k, v in sorted(buckets.items())},
+            "skipped": state.skipped,
+            "images_per_second": round(len(self.reports) * self.config.batch / elapsed, 3),
+            "seconds": round(state.seconds, 1),
+            "eta_seconds": round((self.config.steps - report.step) * elapsed / len(self.reports)),
+        }
+
+
+def _bucket(sigma: float) -> str:
+    above = [edge for edge in BUCKETS if edge <= sigma]
+    return f">={above[-1]:g}" if above else f"<{BUCKETS[0]:g}"
+
+
+def _drop_after(path: Path, step: int) -> None:
+    """Forget metrics of steps that the checkpoint does not hold: they will be made again."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except ValueError:
+            continue  # a line that was cut off by the interruption
+    part = path.with_name(f".{path.name}.part")
+    part.write_text("".join(kept))
+    part.replace(path)
+
+
+def train(
+    config: TrainingConfig | str | Path,
+    data: VolumeSource | str | Path,
+    out: str | Path,
+    *,
+    resume: bool = True,
+    max_seconds: float | None = None,
+    progress: Callable[[dict[str, object]], None] | None = None,
+) -> TrainingState:
+    """Train one stage into the folder `out` (checkpoint.pt, metrics.jsonl) until config.steps or `max_seconds`.
+
+    The same call again goes on from the last checkpoint, exactly. `progress` gets every metrics line. Raises InputError
+    for an unreadable configuration or data set and for an `out` that holds a run with another configuration.
+    """
+    if not isinstance(config, TrainingConfig):
+        config = read_config(config)
+    if isinstance(data, str | Path):
+        data = StoredVolumes(Path(data), phases=config.data.phases, seed=config.seed)
+    folder = Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    keep_freed_memory()
+    if (folder / CHECKPOINT).exists():
+        if not resume:
+            raise InputError(f"{folder}: holds a training run already; resume it or choose another --out")
+        state = restore_state(folder, config, data.device)
+    else:
+        state = new_state(config, measure_scaling(config, data), data.support, data.device)
+    metrics = _Metrics(folder / METRICS, config, state)
+    begun, before = time.monotonic(), state.seconds
+    saved = state.step
+    for report in steps(config, data, state) if state.step < config.steps else ():
+        state.seconds = before + time.monotonic() - begun
+        line = metrics.add(report, state)
+        if line is not None and progress is not None:
+            progress(line)
+        out_of_time = max_seconds is not None and time.monotonic() - begun >= max_seconds
+        if report.step % config.checkpoint_steps == 0 or out_of_time:
+            save_checkpoint(folder, config, state)
+            saved = state.step
+        if out_of_time:
+            break
+    if saved != state.step:
+        save_checkpoint(folder, config, state)
+    return state
