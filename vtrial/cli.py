@@ -182,6 +182,31 @@ def train(
 
 
 @app.command()
+def fidelity(
+    model: Annotated[str, typer.Argument(help="A bundled model's name, or a model folder.")] = "phantom-v1",
+    level: Annotated[
+        Literal["global", "full"], typer.Option("--level", help="Stage 1 alone, or the cascade.")
+    ] = "global",
+    each_sex: Annotated[int, typer.Option("--each-sex", min=3, help="Women, and men.")] = 200,
+    spec: Annotated[str, typer.Option("--spec", help="Cohort of the held-out phantoms.")] = "autopet-test",
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the phantoms; training used others.")] = 90_001,
+    keep: Annotated[Path | None, typer.Option("--keep", help="Folder of measured rows, to go on from.")] = None,
+    write: Annotated[bool, typer.Option("--write", help="Put the table into the model's card.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure a model's twins against held-out phantoms with the same demographics.
+
+    Example: vtrial fidelity phantom-v1 --level global --each-sex 200
+    """
+    console = Console(as_json=as_json)
+    with console.guard():
+        from vtrial.fidelity import as_table, assess
+
+        table = assess(model, level, each_sex, spec, seed, keep=keep, write=write, report=console.say)
+        console.result(table, as_table(table))
+
+
+@app.command()
 def doctor(as_json: JsonOption = False) -> None:
     """Check this machine: versions, torch, cores, memory, disk, Ray and the bundled model; with remedies.
 

@@ -7,9 +7,9 @@ liver lies. Stage 1 is measured at 56×56×96, the cascade at 224×224×384.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -18,10 +18,12 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from vtrial.cohort.recruit import recruit
+from vtrial.cohort.registry import find_spec
 from vtrial.cohort.spec import read_spec
-from vtrial.diffusion.cascade import Cascade
+from vtrial.diffusion.cascade import Cascade, load_cascade
 from vtrial.diffusion.conditions import PHASE, Demographics
-from vtrial.geometry import FACTOR, LOW_SHAPE, SHAPE, spacing_mm
+from vtrial.diffusion.weights import model_folder, write_card
+from vtrial.geometry import FACTOR, spacing_mm
 from vtrial.imaging.codec import decode_ct, decode_suv, encode_ct, encode_suv
 from vtrial.phantom.population import render_phantom
 from vtrial.randomness import Purpose, subject_torch_seed
@@ -33,7 +35,7 @@ BODY_HU, LUNG_HU, BONE_HU = -300.0, -350.0, 220.0
 # Fractions of the grid (x, y, z) where the liver lies in most people, whatever their size.
 LIVER_BOX = ((0.60, 0.70), (0.47, 0.62), (0.575, 0.635))
 LUNGS_ABOVE = 0.50  # fraction of z: gas below it is bowel
-Report = Callable[[str, int, int], None]
+Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -91,44 +93,52 @@ def held_out(spec: str | Path, each_sex: int, seed: int) -> list[Subject]:
     return [s for sex in sexes for s in [s for s in subjects if s.sex == sex][:each_sex]]
 
 
-def measure_phantoms(subjects: Sequence[Subject], level: Level, report: Report | None = None) -> pd.DataFrame:
-    """One row a subject: what their phantom measures, through the same intensity clipping as the model's volumes."""
-    rows = []
-    for i, subject in enumerate(subjects):
-        phantom = render_phantom(subject)
-        pair = torch.stack([encode_ct(phantom.ct_hu), encode_suv(phantom.suv)])
-        if level == "global":
-            px, py, pz = PHASE
-            pair = pair[:, px::FACTOR, py::FACTOR, pz::FACTOR].contiguous()
-        rows.append(_row(subject) | _measure_pair(pair, subject.height_cm))
-        if report is not None:
-            report("phantoms", i + 1, len(subjects))
-    return pd.DataFrame(rows)
+def measure_phantom(subject: Subject, level: Level) -> dict[str, float]:
+    """What a subject's phantom measures, through the same intensity clipping as the model's volumes."""
+    phantom = render_phantom(subject)
+    pair = torch.stack([encode_ct(phantom.ct_hu), encode_suv(phantom.suv)])
+    if level == "global":
+        px, py, pz = PHASE
+        pair = pair[:, px::FACTOR, py::FACTOR, pz::FACTOR].contiguous()
+    return _measure_pair(pair, subject.height_cm)
 
 
-def measure_twins(
-    cascade: Cascade, subjects: Sequence[Subject], level: Level, report: Report | None = None
+def measure_twin(cascade: Cascade, s: Subject, level: Level) -> dict[str, float]:
+    """What the model's twin with a subject's demographics measures."""
+    person = Demographics(s.sex, s.age_years, s.height_cm, s.weight_kg)
+    noise = torch.Generator().manual_seed(subject_torch_seed(s.seed, s.index, Purpose.GLOBAL))
+    if level == "global":
+        return _measure_pair(cascade.sample_low([person], noise=noise)[0].cpu(), s.height_cm)
+    refine = torch.Generator().manual_seed(subject_torch_seed(s.seed, s.index, Purpose.SUPER_RESOLUTION))
+    return _measure_pair(cascade.sample(person, global_noise=noise, sr_noise=refine).cpu(), s.height_cm)
+
+
+def measure_all(
+    what: str, subjects: Sequence[Subject], measure: Callable[[Subject], dict[str, float]], keep: Path | None, say: Say
 ) -> pd.DataFrame:
-    """One row a subject: what the model's twin with the same demographics measures."""
-    rows = []
+    """One row a subject: demographics and measures. Rows already in `keep`, a CSV file, are not measured again."""
+    known = pd.read_csv(keep) if keep is not None and keep.is_file() else pd.DataFrame()
+    rows: list[dict[str, object]] = known.to_dict("records")  # type: ignore[assignment]
+    done = {(row["seed"], row["index"]) for row in rows}
     for i, s in enumerate(subjects):
-        person = Demographics(s.sex, s.age_years, s.height_cm, s.weight_kg)
-        noise = torch.Generator().manual_seed(subject_torch_seed(s.seed, s.index, Purpose.GLOBAL))
-        if level == "global":
-            pair = cascade.sample_low([person], noise=noise)[0]
-        else:
-            refine = torch.Generator().manual_seed(subject_torch_seed(s.seed, s.index, Purpose.SUPER_RESOLUTION))
-            pair = cascade.sample(person, global_noise=noise, sr_noise=refine)
-        expected = (2, *(LOW_SHAPE if level == "global" else SHAPE))
-        assert tuple(pair.shape) == expected, f"{tuple(pair.shape)} is not {expected}"
-        rows.append(_row(s) | _measure_pair(pair.cpu().float(), s.height_cm))
-        if report is not None:
-            report("twins", i + 1, len(subjects))
-    return pd.DataFrame(rows)
-
-
-def _row(s: Subject) -> dict[str, object]:
-    return {"sex": s.sex, "age_years": s.age_years, "height_cm": s.height_cm, "weight_kg": s.weight_kg}
+        if (s.seed, s.index) in done:
+            continue
+        body: dict[str, object] = {
+            "sex": s.sex,
+            "age_years": s.age_years,
+            "height_cm": s.height_cm,
+            "weight_kg": s.weight_kg,
+        }
+        rows.append({"seed": s.seed, "index": s.index, **body, **measure(s)})
+        if keep is not None:
+            part = keep.with_suffix(".part")
+            pd.DataFrame(rows).to_csv(part, index=False)
+            part.replace(keep)
+        if (i + 1) % 10 == 0 or i + 1 == len(subjects):
+            say(f"{what}: {i + 1} of {len(subjects)}")
+    table = pd.DataFrame(rows)
+    wanted = {(s.seed, s.index) for s in subjects}
+    return table[[key in wanted for key in zip(table["seed"], table["index"])]]
 
 
 def agreements(phantoms: pd.DataFrame, twins: pd.DataFrame) -> list[Agreement]:
@@ -137,11 +147,8 @@ def agreements(phantoms: pd.DataFrame, twins: pd.DataFrame) -> list[Agreement]:
     for measure in MEASURES:
         for sex in ("F", "M", "all"):
             a, b = (t[measure] if sex == "all" else t.loc[t["sex"] == sex, measure] for t in (phantoms, twins))
-            out.append(
-                Agreement(
-                    measure, sex, len(a), float(a.mean()), float(a.std(ddof=1)), float(b.mean()), float(b.std(ddof=1))
-                )
-            )
+            moments = (float(a.mean()), float(a.std(ddof=1)), float(b.mean()), float(b.std(ddof=1)))
+            out.append(Agreement(measure, sex, len(a), *moments))
     return out
 
 
@@ -156,3 +163,59 @@ def slopes(table: pd.DataFrame) -> dict[str, float]:
         design = np.column_stack([np.ones(len(table)), table[cause].to_numpy(dtype=float), male])
         out[f"{measure} per {cause}"] = float(np.linalg.lstsq(design, table[measure].to_numpy(dtype=float))[0][1])
     return out
+
+
+def assess(
+    model: str,
+    level: Level,
+    each_sex: int,
+    spec: str,
+    seed: int,
+    *,
+    keep: Path | None = None,
+    write: bool = False,
+    report: Say = print,
+) -> dict[str, Any]:
+    """Phantoms and twins of the same people, measured and compared; the table for the model card.
+
+    `keep` is a folder for the measured rows, so that an interrupted assessment goes on; `write` puts the table into the
+    card of the model in place of an older one of the same level.
+    """
+    cascade = load_cascade(model)
+    subjects = held_out(find_spec(spec), each_sex, seed)
+    files: dict[str, Path | None] = {"phantoms": None, "twins": None}
+    if keep is not None:
+        keep.mkdir(parents=True, exist_ok=True)
+        weights = "-".join(digest[:8] for digest in cascade.card.files.values())
+        files = {"phantoms": keep / f"phantoms-{level}.csv", "twins": keep / f"twins-{level}-{weights}.csv"}
+    phantoms = measure_all("phantoms", subjects, lambda s: measure_phantom(s, level), files["phantoms"], report)
+    twins = measure_all("twins", subjects, lambda s: measure_twin(cascade, s, level), files["twins"], report)
+    truth, made = slopes(phantoms), slopes(twins)
+    rows = [
+        asdict(a) | {"difference_percent": round(a.difference_percent, 2), "sd_ratio": round(a.sd_ratio, 3)}
+        for a in agreements(phantoms, twins)
+    ]
+    table: dict[str, Any] = {
+        "level": level,
+        "command": f"vtrial fidelity {model} --level {level} --each-sex {each_sex} --spec {spec} --seed {seed}",
+        "measures": rows,
+        "slopes": {name: {"phantoms": truth[name], "twins": made[name]} for name in truth},
+    }
+    if write:
+        others = [t for t in cascade.card.fidelity if isinstance(t, dict) and t.get("level") != level]
+        write_card(model_folder(model), cascade.card.model_copy(update={"fidelity": [*others, table]}))
+    return table
+
+
+def as_table(table: dict[str, Any]) -> str:
+    """The table for people."""
+    lines = [f"{'measure':<14} sex      n   phantoms (mean ± SD)      twins (mean ± SD)    difference  SD ratio"]
+    for row in table["measures"]:
+        phantoms = f"{row['phantoms_mean']:>11.5g} ± {row['phantoms_sd']:<9.4g}"
+        twins = f"{row['twins_mean']:>11.5g} ± {row['twins_sd']:<9.4g}"
+        verdict = f"{row['difference_percent']:>+9.1f} % {row['sd_ratio']:>8.2f}"
+        lines.append(f"{row['measure']:<14} {row['sex']:<4} {row['n']:>5} {phantoms} {twins} {verdict}")
+    for name, slope in table["slopes"].items():
+        ratio = slope["twins"] / slope["phantoms"]
+        lines.append(f"slope {name}: phantoms {slope['phantoms']:.4g}, twins {slope['twins']:.4g} ({ratio:.2f})")
+    return "\n".join(lines)
