@@ -27,7 +27,7 @@ class Stream:
     device = torch.device("cpu")
     support = Support(age_years=(30, 80), height_cm=(155, 185), weight_kg=(50, 110))
 
-    def draw(self, rng: np.random.Generator) -> TensorVolume:
+    def draw(self, rng: np.random.Generator, epoch: int) -> TensorVolume:
         return tensor_blob(int(rng.integers(2**31)))
 
     def draw_low(self, rng: np.random.Generator, epoch: int) -> tuple[torch.Tensor, tuple[int, int, int], Demographics]:

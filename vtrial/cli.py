@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -12,7 +12,6 @@ from vtrial.console import FAILED, Console
 
 if TYPE_CHECKING:
     from vtrial.execution import Executor
-    from vtrial.production import RunSummary
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -25,6 +24,9 @@ app = typer.Typer(
 SpecArgument = Annotated[
     str, typer.Argument(help="Cohort of strata or of subjects, CSV or Parquet, or a shipped name.")
 ]
+OptionalSpecArgument = Annotated[
+    str | None, typer.Argument(help="Cohort of strata or of subjects, CSV or Parquet, or a shipped name; or --match.")
+]
 NOption = Annotated[int | None, typer.Option("--n", help="How many subjects; not needed for a table of subjects.")]
 SeedOption = Annotated[int, typer.Option("--seed", help="Seed of the run.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, for machines.")]
@@ -33,17 +35,18 @@ GpusOption = Annotated[float | None, typer.Option("--gpus-per-worker", help="GPU
 ThreadsOption = Annotated[int | None, typer.Option("--threads-per-worker", help="CPU threads; default: shared evenly.")]
 AddressOption = Annotated[str | None, typer.Option("--address", help="Ray cluster to join; default: start one here.")]
 ExecutorOption = Annotated[Literal["ray", "local"], typer.Option("--executor", help="local: without Ray, one worker.")]
+MatchOption = Annotated[str | None, typer.Option("--match", help="Real cohort to match row by row, in place of SPEC.")]
 VerifyOption = Annotated[bool, typer.Option("--verify", help="Check the hashes of finished files before going on.")]
 
 
 @app.command()
 def generate(
-    spec: Annotated[str | None, typer.Argument(help="Cohort: strata or subjects; not needed with --match.")] = None,
+    spec: OptionalSpecArgument = None,
     n: NOption = None,
     out: Annotated[str | None, typer.Option("--out", help="Run folder or URL; default runs/<spec>-seed<seed>.")] = None,
     seed: SeedOption = 0,
     model: Annotated[str, typer.Option("--model", help="A bundled model's name, or a model folder.")] = "phantom-v1",
-    match: Annotated[str | None, typer.Option("--match", help="Real cohort to match row by row.")] = None,
+    match: MatchOption = None,
     sampler: Annotated[
         Literal["heun", "heun-churn", "dpmpp-2m"] | None, typer.Option("--sampler", help="Default: the model's own.")
     ] = None,
@@ -81,7 +84,7 @@ def generate(
                 verify=verify,
                 command=["vtrial", *sys.argv[1:]],
             )
-    _tell(console, summary)
+    console.run_ended(summary)
 
 
 @app.command()
@@ -120,15 +123,16 @@ def phantom(
                 verify=verify,
                 command=["vtrial", *sys.argv[1:]],
             )
-    _tell(console, summary)
+    console.run_ended(summary)
 
 
 @app.command()
 def recruit(
-    spec: SpecArgument,
+    spec: OptionalSpecArgument = None,
     n: NOption = None,
     seed: SeedOption = 0,
     out: Annotated[Path | None, typer.Option("--out", help="CSV or Parquet file to write.")] = None,
+    match: MatchOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Draw the subjects of a cohort alone, and say how near they came to the spec.
@@ -139,7 +143,7 @@ def recruit(
     with console.guard():
         from vtrial import pipeline
 
-        console.result(*pipeline.recruit(pipeline.Cohort(spec, n, seed), out))
+        console.result(*pipeline.recruit(pipeline.Cohort(spec, n, seed, match), out))
 
 
 @app.command()
@@ -160,7 +164,7 @@ def models(as_json: JsonOption = False) -> None:
 @app.command()
 def train(
     config: Annotated[Path, typer.Argument(help="TOML of one stage, such as configs/bundled-global.toml.")],
-    data: Annotated[Path, typer.Option("--data", help="Training folder of `vtrial phantom --layout training`.")],
+    data: Annotated[Path, typer.Option("--data", help="Training folder, or a cohort spec: endless phantoms.")],
     out: Annotated[Path, typer.Option("--out", help="Model folder; `--model` of generate takes it.")],
     max_minutes: Annotated[float | None, typer.Option("--max-minutes", help="Stop after this time.")] = None,
     as_json: JsonOption = False,
@@ -213,9 +217,10 @@ def doctor(as_json: JsonOption = False) -> None:
     Example: vtrial doctor
     """
     console = Console(as_json=as_json)
-    from vtrial.doctor import examine
+    with console.guard():
+        from vtrial.doctor import examine
 
-    findings = examine()
+        findings = examine()
     console.result({"findings": [vars(f) for f in findings]}, "\n".join(f.line() for f in findings))
     if not all(f.ok for f in findings):
         raise SystemExit(FAILED)
@@ -262,6 +267,8 @@ def _executor(
         )
         if value is not None and value < least
     ]
+    if gpus_per_worker is not None and gpus_per_worker > 1 and gpus_per_worker % 1:
+        wrong.append(f"--gpus-per-worker {gpus_per_worker:g}: above 1 it must be a whole number")
     if name == "local" and (address is not None or (workers or 1) > 1):
         wrong.append("--executor local has one worker in this process; leave out --workers and --address")
     if wrong:
@@ -276,34 +283,6 @@ def _executor(
     from vtrial.cluster import RayExecutor
 
     return RayExecutor(workers, threads, gpus_per_worker, address, console.say)
-
-
-def _tell(console: Console, summary: RunSummary) -> None:
-    """Say how a run ended; leaves with code 1 if subjects failed."""
-    preview = f"{summary.location}/preview.png"
-    document: dict[str, Any] = {
-        "run": summary.location,
-        "subjects": summary.total,
-        "done": summary.done,
-        "made_now": summary.new,
-        "failed": summary.failures,
-        "outside_support": summary.outside_support,
-        "seconds": round(summary.seconds, 1),
-        "scans": f"{summary.location}/scans",
-        "table": f"{summary.location}/subjects.parquet",
-        "preview": preview,
-    }
-    made = f"{summary.new} made now in {summary.seconds:.0f} s" if summary.new else "nothing was left to do"
-    lines = [f"{summary.done} of {summary.total} subjects are done, {made}"]
-    lines += [f"  failed: {subject}: {error}" for subject, error in list(summary.failures.items())[:10]]
-    if len(summary.failures) > 10:
-        lines.append(f"  … and {len(summary.failures) - 10} more; see the column error of the table")
-    if summary.outside_support:
-        lines.append(f"  {summary.outside_support} outside what the model was trained on (column extrapolated)")
-    lines += [f"  volumes  {document['scans']}", f"  table    {document['table']}", f"  preview  {preview}"]
-    console.result(document, "\n".join(lines))
-    if summary.failures:
-        raise SystemExit(FAILED)
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ import os
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,6 +31,8 @@ from vtrial.execution import (
     WorkFactory,
     attempt,
     cpu_count,
+    gpu_shares,
+    threads_that_fit,
 )
 from vtrial.records import InputError
 
@@ -112,8 +114,8 @@ class _Slot:
 class RayExecutor:
     """A pool of actors on this machine or on the cluster at `address`.
 
-    Without `workers` there is one for every GPU share, or one with all cores where there is no GPU. The CPU threads
-    are shared out evenly unless `threads` says otherwise. `say` is told when Ray starts.
+    Without `workers` there is one for every GPU share, or one for every machine where there is no GPU. The CPU threads
+    are shared out as evenly as the machines allow unless `threads` says otherwise. `say` is told when Ray starts.
     """
 
     workers: int | None = None
@@ -124,20 +126,31 @@ class RayExecutor:
     name: str = "ray"
     _started_here: bool = field(default=False, init=False)
     _resources: Resources | None = field(default=None, init=False)
+    _cpus: int = field(default=1, init=False)  # a worker's, as Ray counts them
 
     def start(self) -> Resources:
         """Start Ray here or join the cluster; InputError if it cannot give what was asked for."""
         if self._resources is not None:
             return self._resources
         self._connect()
-        total = ray.cluster_resources()
-        cpus, gpus = int(total.get("CPU", 0)), float(total.get("GPU", 0))
-        share = self.gpus_per_worker if self.gpus_per_worker is not None else (1.0 if gpus else 0.0)
-        if share > gpus:
+        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        gpus = [float(machine.get("GPU", 0)) for machine in machines]
+        share = self.gpus_per_worker if self.gpus_per_worker is not None else (1.0 if any(gpus) else 0.0)
+        if share > max(gpus, default=0):
             self.stop()
-            raise InputError(f"--gpus-per-worker {share:g}: there are {gpus:g} GPUs; give 0 to work on CPUs")
-        workers = self.workers or (max(1, int(gpus / share)) if share else 1)
-        threads = self.threads or max(1, cpus // workers)
+            raise InputError(
+                f"--gpus-per-worker {share:g}: no machine has more than {max(gpus, default=0):g} GPUs; "
+                "give 0 to work on CPUs"
+            )
+        cores = [int(machine.get("CPU", 0)) for machine, count in zip(machines, gpus) if count >= share]
+        workers = self.workers or (
+            sum(gpu_shares(count, share) for count in gpus) if share else sum(c > 0 for c in cores)
+        )
+        workers = max(1, workers)
+        fitting = threads_that_fit(cores, workers)
+        threads = self.threads or fitting
+        # Threads asked for are given, not counted, so that more of them than there are cores still start.
+        self._cpus = min(threads, fitting)
         self._resources = Resources(workers, threads, share, "cuda" if share else "cpu")
         return self._resources
 
@@ -160,7 +173,13 @@ class RayExecutor:
         cores = max(cpu_count(), wanted)
         self.say(f"Starting Ray on this machine with {cpu_count()} CPU cores (a few seconds)")
         self._started_here = True
-        ray.init(num_cpus=cores, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
+        try:
+            ray.init(num_cpus=cores, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
+        except (OSError, RayError, RuntimeError, ValueError) as error:
+            self.stop()
+            raise CannotGoOn(
+                f"Ray does not start here ({error}); see `vtrial doctor`, or give --executor local"
+            ) from None
 
     def stop(self) -> None:
         """Shut Ray down if it was started here; leave a cluster we joined alone."""
@@ -169,10 +188,11 @@ class RayExecutor:
             self._started_here = False
             ray.shutdown()
 
-    def run(self, factory: WorkFactory, items: Sequence[Any], max_attempts: int = MAX_ATTEMPTS) -> Iterator[Attempt]:
-        """Every attempt at every item, as they end; CannotGoOn if the run must stop."""
+    def run(self, factory: WorkFactory, items: Sequence[Any], max_attempts: int = MAX_ATTEMPTS) -> Generator[Attempt]:
+        """Every attempt at every item, as they end; CannotGoOn if the run must stop. Closing it ends the workers."""
         resources = self.start()
-        pool = _Pool(factory, resources, min(resources.workers, len(items)), max_attempts, self.say)
+        size = min(resources.workers, len(items))
+        pool = _Pool(factory, resources, self._cpus, size, max_attempts, self.say)
         try:
             yield from pool.work_through(items)
         finally:
@@ -184,12 +204,11 @@ class _Pool:
         self,
         factory: WorkFactory,
         resources: Resources,
+        cpus: int,
         size: int,
         max_attempts: int,
         say: Callable[[str], None],
     ) -> None:
-        # Threads of a cluster's machines are given, not counted, so that more workers than cores still start.
-        cpus = min(resources.threads, max(1, int(ray.cluster_resources().get("CPU", 1) // max(1, size))))
         actor_class = ray.remote(Worker)
         self._new_actor: Callable[[], Any] = lambda: actor_class.options(
             num_cpus=cpus,

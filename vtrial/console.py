@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -18,7 +17,7 @@ from vtrial.records import InputError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from vtrial.production import Progress
+    from vtrial.production import Progress, RunSummary
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
@@ -45,6 +44,33 @@ class Console:
             from rich.console import Console as RichConsole
 
             RichConsole(file=self._stdout).print(told)
+
+    def run_ended(self, summary: RunSummary) -> None:
+        """Say how a run ended and where things are; leaves with code 1 if subjects failed."""
+        volumes = summary.location if summary.layout == "training" else f"{summary.location}/scans"
+        places = {"scans": volumes, "table": f"{summary.location}/subjects.parquet", "preview": summary.preview}
+        document = {
+            "run": summary.location,
+            "subjects": summary.total,
+            "done": summary.done,
+            "made_now": summary.new,
+            "failed": summary.failures,
+            "outside_support": summary.outside_support,
+            "seconds": round(summary.seconds, 1),
+            **places,
+        }
+        left = "nothing was left to do" if summary.done == summary.total else "none made now"
+        made = f"{summary.new} made now in {summary.seconds:.0f} s" if summary.new else left
+        lines = [f"{summary.done} of {summary.total} subjects are done, {made}"]
+        lines += [f"  failed: {subject}: {error}" for subject, error in list(summary.failures.items())[:10]]
+        if len(summary.failures) > 10:
+            lines.append(f"  … and {len(summary.failures) - 10} more; see the column error of the table")
+        if summary.outside_support:
+            lines.append(f"  {summary.outside_support} outside what the model was trained on (column extrapolated)")
+        lines += [f"  {name:<8} {place}" for name, place in places.items() if place is not None]
+        self.result(document, "\n".join(lines))
+        if summary.failures:
+            raise SystemExit(FAILED)
 
     def fail(self, problems: list[str], code: int) -> NoReturn:
         """Tell what went wrong and leave with `code`."""
@@ -79,22 +105,18 @@ class Console:
             with _bar() as report:
                 yield report
         else:
-            yield _Lines()
+            yield _tell_line
 
 
-class _Lines:
-    def __init__(self) -> None:
-        self._started = time.monotonic()
-
-    def __call__(self, progress: Progress) -> None:
-        attempt = progress.latest
-        if attempt is None:
-            return
-        told = f"ok, {attempt.seconds:.1f} s" if attempt.saved else f"attempt {attempt.number}: {attempt.error}"
-        if attempt.final and not attempt.saved:
-            told = f"given up after {told}"
-        finished = progress.done + progress.failed
-        print(f"[{finished}/{progress.total}] {attempt.item.subject_id}: {told}", file=sys.stderr, flush=True)
+def _tell_line(progress: Progress) -> None:
+    attempt = progress.latest
+    if attempt is None:
+        return
+    told = f"ok, {attempt.seconds:.1f} s" if attempt.saved else f"attempt {attempt.number}: {attempt.error}"
+    if attempt.final and not attempt.saved:
+        told = f"given up after {told}"
+    finished = progress.done + progress.failed
+    print(f"[{finished}/{progress.total}] {attempt.item.subject_id}: {told}", file=sys.stderr, flush=True)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import errno
 import os
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -91,8 +91,8 @@ class Executor(Protocol):
     def start(self) -> Resources:
         """Take the machines and say what each worker has; InputError where they lack what was asked for."""
 
-    def run(self, factory: WorkFactory, items: Sequence[Any], max_attempts: int = MAX_ATTEMPTS) -> Iterator[Attempt]:
-        """Every attempt at every item, as they end; CannotGoOn if the run must stop."""
+    def run(self, factory: WorkFactory, items: Sequence[Any], max_attempts: int = MAX_ATTEMPTS) -> Generator[Attempt]:
+        """Every attempt at every item, as they end; CannotGoOn if the run must stop. Closing it ends the workers."""
 
     def stop(self) -> None:
         """Give the machines back; safe to call twice."""
@@ -134,6 +134,17 @@ def cpu_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def threads_that_fit(cores: Sequence[int], workers: int) -> int:
+    """The most threads with which `workers` find room on machines with `cores`; 1 where even that is too many."""
+    most = max(cores, default=1)
+    return next((t for t in range(most, 0, -1) if sum(count // t for count in cores) >= workers), 1)
+
+
+def gpu_shares(gpus: float, share: float) -> int:
+    """Workers that `gpus` of one machine carry: a fraction shares one GPU, and never lies across two."""
+    return int(gpus) * int(1.0 / share + 1e-9) if share < 1.0 else int(gpus // share)
+
+
 @dataclass(frozen=True)
 class LocalExecutor:
     """One worker in this process: for tests, notebooks and debuggers. A crash of the work is a crash of the run."""
@@ -149,7 +160,7 @@ class LocalExecutor:
     def stop(self) -> None:
         """Nothing to give back."""
 
-    def run(self, factory: WorkFactory, items: Sequence[Any], max_attempts: int = MAX_ATTEMPTS) -> Iterator[Attempt]:
+    def run(self, factory: WorkFactory, items: Sequence[Any], max_attempts: int = MAX_ATTEMPTS) -> Generator[Attempt]:
         """Every attempt at every item, in order; nothing overlaps, so each is told as soon as it is saved."""
         loaded = attempt(factory, self.start())
         if loaded.fatal or loaded.error:

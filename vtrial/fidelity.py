@@ -27,7 +27,8 @@ from vtrial.geometry import FACTOR, spacing_mm
 from vtrial.imaging.codec import decode_ct, decode_suv, encode_ct, encode_suv
 from vtrial.phantom.population import render_phantom
 from vtrial.randomness import Purpose, subject_torch_seed
-from vtrial.records import Sex, Subject
+from vtrial.records import InputError, Sex, Subject
+from vtrial.runs import identity_hash
 
 Level = Literal["global", "full"]
 MEASURES = ("body_ml", "lung_ml", "bone_ml", "activity_g", "liver_box_suv")
@@ -36,11 +37,13 @@ BODY_HU, LUNG_HU, BONE_HU = -300.0, -350.0, 220.0
 LIVER_BOX = ((0.60, 0.70), (0.47, 0.62), (0.575, 0.635))
 LUNGS_ABOVE = 0.50  # fraction of z: gas below it is bowel
 Say = Callable[[str], None]
+# Names a measured person in a file of kept rows: by seed and index alone, another cohort's would be taken for it.
+_WHO = ("seed", "index", "sex", "age_years", "height_cm", "weight_kg")
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """One measure of twins against phantoms: difference of means in %, ratio of SDs, and both slopes where asked."""
+    """One measure of twins against phantoms, for one sex or all: means and SDs of both."""
 
     measure: str
     sex: str
@@ -87,10 +90,18 @@ def _measure_pair(pair: torch.Tensor, height_cm: float) -> dict[str, float]:
 
 
 def held_out(spec: str | Path, each_sex: int, seed: int) -> list[Subject]:
-    """The first `each_sex` women and men recruited from a spec with a seed that no training used."""
+    """The first `each_sex` women and men recruited from a spec with a seed that no training used.
+
+    InputError where the cohort has too few of either.
+    """
     subjects = recruit(read_spec(spec), 4 * each_sex + 20, seed)
     sexes: tuple[Sex, Sex] = ("F", "M")
-    return [s for sex in sexes for s in [s for s in subjects if s.sex == sex][:each_sex]]
+    chosen = [[s for s in subjects if s.sex == sex][:each_sex] for sex in sexes]
+    if min(map(len, chosen)) < each_sex:
+        raise InputError(
+            f"{spec}: not {each_sex} women and men among {len(subjects)}; choose a cohort with more of both"
+        )
+    return [*chosen[0], *chosen[1]]
 
 
 def measure_phantom(subject: Subject, level: Level) -> dict[str, float]:
@@ -117,19 +128,16 @@ def measure_all(
     what: str, subjects: Sequence[Subject], measure: Callable[[Subject], dict[str, float]], keep: Path | None, say: Say
 ) -> pd.DataFrame:
     """One row a subject: demographics and measures. Rows already in `keep`, a CSV file, are not measured again."""
-    known = pd.read_csv(keep) if keep is not None and keep.is_file() else pd.DataFrame()
+    known = pd.DataFrame()
+    if keep is not None and keep.is_file():
+        known = pd.read_csv(keep, float_precision="round_trip")
     rows: list[dict[str, object]] = known.to_dict("records")  # type: ignore[assignment]
-    done = {(row["seed"], row["index"]) for row in rows}
+    done = {tuple(row[key] for key in _WHO) for row in rows}
     for i, s in enumerate(subjects):
-        if (s.seed, s.index) in done:
+        who = {key: getattr(s, key) for key in _WHO}
+        if tuple(who.values()) in done:
             continue
-        body: dict[str, object] = {
-            "sex": s.sex,
-            "age_years": s.age_years,
-            "height_cm": s.height_cm,
-            "weight_kg": s.weight_kg,
-        }
-        rows.append({"seed": s.seed, "index": s.index, **body, **measure(s)})
+        rows.append(who | measure(s))
         if keep is not None:
             part = keep.with_suffix(".part")
             pd.DataFrame(rows).to_csv(part, index=False)
@@ -137,8 +145,8 @@ def measure_all(
         if (i + 1) % 10 == 0 or i + 1 == len(subjects):
             say(f"{what}: {i + 1} of {len(subjects)}")
     table = pd.DataFrame(rows)
-    wanted = {(s.seed, s.index) for s in subjects}
-    return table[[key in wanted for key in zip(table["seed"], table["index"])]]
+    wanted = {tuple(getattr(s, key) for key in _WHO) for s in subjects}
+    return table[[key in wanted for key in zip(*(table[key] for key in _WHO))]]
 
 
 def agreements(phantoms: pd.DataFrame, twins: pd.DataFrame) -> list[Agreement]:
@@ -186,8 +194,9 @@ def assess(
     files: dict[str, Path | None] = {"phantoms": None, "twins": None}
     if keep is not None:
         keep.mkdir(parents=True, exist_ok=True)
-        weights = "-".join(digest[:8] for digest in cascade.card.files.values())
-        files = {"phantoms": keep / f"phantoms-{level}.csv", "twins": keep / f"twins-{level}-{weights}.csv"}
+        samplers = {f"{stage} sampler": s.sampler.model_dump_json() for stage, s in cascade.card.stages.items()}
+        made_by = identity_hash({**cascade.card.files, **samplers})
+        files = {"phantoms": keep / f"phantoms-{level}.csv", "twins": keep / f"twins-{level}-{made_by}.csv"}
     phantoms = measure_all("phantoms", subjects, lambda s: measure_phantom(s, level), files["phantoms"], report)
     twins = measure_all("twins", subjects, lambda s: measure_twin(cascade, s, level), files["twins"], report)
     truth, made = slopes(phantoms), slopes(twins)

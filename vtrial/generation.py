@@ -14,14 +14,14 @@ import torch
 from vtrial.cohort.support import Support
 from vtrial.diffusion.cascade import CascadeSampler, load_cascade
 from vtrial.diffusion.conditions import Demographics
-from vtrial.diffusion.weights import MODELS, ExtentFit, ModelCard, model_folder, read_card, sha256_of
+from vtrial.diffusion.weights import MODELS, ExtentFit, ModelCard, model_folder, read_card, verify_model
 from vtrial.execution import Resources
 from vtrial.geometry import IN_PLANE_MM, SHAPE
 from vtrial.imaging.codec import decode
 from vtrial.imaging.scans import LoadRenderer, Renderer, Scan
 from vtrial.phantom import make_phantom
 from vtrial.randomness import Purpose, subject_torch_seed
-from vtrial.records import InputError, Subject
+from vtrial.records import Subject
 from vtrial.runs import Identity
 
 SamplerName = Literal["heun", "heun-churn", "dpmpp-2m"]
@@ -45,18 +45,8 @@ def cascade_plan(
     model: str, sampler: SamplerName | None, steps_global: int | None, steps_sr: int | None
 ) -> CascadePlan:
     """The plan for a bundled model or model folder; InputError if there is none, or its weights are not its card's."""
-    folder, card = model_folder(model), read_card(model)
-    wrong = [
-        f"{folder / name}: the weights are not those that card.json names; restore the file or install the model again"
-        for name, digest in card.files.items()
-        if not (folder / name).is_file() or sha256_of(folder / name) != digest
-    ]
-    absent = {"global", "super-resolution"} - set(card.stages)
-    wrong += [f"{folder}: no {stage} stage; train and export both" for stage in sorted(absent)]
-    if wrong:
-        raise InputError(wrong)
-    stages = card.stages
-    own = CascadeSampler(stages["global"].sampler, stages["super-resolution"].sampler)
+    folder, card = model_folder(model), verify_model(model)
+    own = CascadeSampler.of(card)
     chosen = own.with_options(sampler, steps_global, steps_sr)
     # A bundled model goes by its name: on another machine of a cluster the package may lie elsewhere.
     location = model if folder.parent == MODELS else str(folder.absolute())

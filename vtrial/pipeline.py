@@ -7,7 +7,7 @@ caller's `Executor`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,8 @@ class Cohort:
 
 def read_cohort(cohort: Cohort) -> CohortSpec:
     """The spec, or the table to match where there is one; InputError with all that is wrong with it."""
+    if cohort.match is not None and cohort.spec is not None:
+        raise InputError(f"both a spec ({cohort.spec}) and --match {cohort.match} are given; leave out one of them")
     if cohort.match is not None:
         return match_table(cohort.match)
     if cohort.spec is None:
@@ -135,8 +137,7 @@ def generate(
         executor,
         report,
     )
-    write_preview(summary)
-    return summary
+    return write_preview(summary)
 
 
 def phantom(
@@ -169,9 +170,7 @@ def phantom(
         executor,
         report,
     )
-    if layout == "scans":
-        write_preview(summary)
-    return summary
+    return summary if layout == "training" else write_preview(summary)
 
 
 def _identity(cohort: Cohort, spec: CohortSpec) -> Identity:
@@ -197,16 +196,23 @@ def _recruit(
     return draw(spec, known.n, cohort.seed), len(asked)
 
 
-def write_preview(summary: RunSummary) -> None:
-    """Write the picture of a run's first subjects, if there is none or subjects have come; CannotGoOn if it cannot."""
+def write_preview(summary: RunSummary) -> RunSummary:
+    """Picture a run's first subjects, if no picture is there or subjects have come; CannotGoOn if that cannot be.
+
+    Gives the summary with the place of the picture.
+    """
+    if not summary.finished:
+        return summary
     folder = open_folder(summary.location)
-    if not summary.finished or (not summary.new and folder.size(PREVIEW) is not None):
-        return
-    scans = [(_caption(subject), read_scan(folder, entry)) for subject, entry in summary.finished[:PREVIEWED]]
     try:
-        folder.write(PREVIEW, preview_png(scans))
+        if summary.new or folder.size(PREVIEW) is None:
+            first = summary.finished[:PREVIEWED]
+            folder.write(PREVIEW, preview_png([(_caption(s), read_scan(folder, entry)) for s, entry in first]))
+    except InputError as error:
+        raise CannotGoOn(f"{summary.location}: no preview: {error}; --verify finds and mends spoilt files") from None
     except OSError as error:
         raise CannotGoOn(f"{summary.location}: cannot write {PREVIEW} ({error}); all subjects are safe") from None
+    return replace(summary, preview=f"{summary.location}/{PREVIEW}")
 
 
 def _caption(s: Subject) -> str:

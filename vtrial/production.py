@@ -8,7 +8,7 @@ from __future__ import annotations
 import platform
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, Literal
@@ -41,7 +41,7 @@ class RunSummary:
     """How a run ended.
 
     `done` counts subjects with files, `new` those of this session, `failures` says what went wrong, by subject, and
-    `finished` has the done ones with what the journal says of them.
+    `finished` has the done ones with what the journal says of them. `preview` is the picture's place, if there is one.
     """
 
     location: str
@@ -52,6 +52,8 @@ class RunSummary:
     failures: dict[str, str] = field(default_factory=dict)
     outside_support: int = 0
     finished: tuple[tuple[Subject, JournalEntry], ...] = ()
+    layout: Layout = "scans"
+    preview: str | None = None
 
 
 Report = Callable[[Progress], None]
@@ -98,8 +100,7 @@ def carry_out(plan: Plan, executor: Executor, report: Report) -> RunSummary:
     with open_run(open_folder(plan.location), fresh) as run:
         verify = _verifier(run) if plan.verify else None
         todo = [s for s in plan.subjects[: plan.n] if not run.is_done(s, verify)]
-        sessions = run.manifest.sessions
-        if todo or not sessions or sessions[-1].finished is None:
+        if todo or not run.has_views:
             _work(run, plan, todo, executor, report)
         asked = [(s, run.latest.get(s.index)) for s in plan.subjects[: plan.n]]
         finished = tuple((s, e) for s, e in asked if e is not None and e.status == "ok")
@@ -112,6 +113,7 @@ def carry_out(plan: Plan, executor: Executor, report: Report) -> RunSummary:
             failures={s.subject_id: e.error for s, e in asked if e is not None and e.status == "failed"},
             outside_support=sum(plan.flags.get(s.index, False) for s in plan.subjects[: plan.n]),
             finished=finished,
+            layout=plan.layout,
         )
 
 
@@ -133,9 +135,11 @@ def _work(run: Run, plan: Plan, todo: Sequence[Subject], executor: Executor, rep
     started = time.monotonic()
     try:
         run.write_manifest()
+        run.write_tables(plan.subjects, plan.flags)  # who is to come; and what no table can hold fails before the work
         if todo:
             factory = ScanWorkFactory(plan.load, run.folder.location, run.manifest.sharded, plan.layout)
-            _drive(run, plan, executor.run(factory, todo), len(todo), session, report)
+            with closing(executor.run(factory, todo)) as attempts:  # workers go before the machines are given back
+                _drive(run, plan, attempts, len(todo), session, report)
         session.finished, session.seconds = now(), round(time.monotonic() - started, 3)
         _close(run, plan)
     except (CannotGoOn, OSError) as error:
@@ -218,7 +222,7 @@ def _verifier(run: Run) -> Callable[[JournalEntry], bool]:
                 continue
             try:
                 array, affine = nifti_from_bytes(run.folder.read(name), name)
-            except InputError:
+            except (InputError, OSError):
                 return False
             if voxel_sha256(array, affine) != digest:
                 return False

@@ -89,19 +89,18 @@ def identity_hash(identity: Identity) -> str:
 
 def read_manifest(folder: Folder) -> Manifest | None:
     """The manifest of a run; None if the folder is new or empty; InputError if it is something else."""
-    if folder.size(MANIFEST) is None:
-        ours = (".", JOURNAL)
-        strange = [name for name in folder.entries() if not name.startswith(ours)]
-        if strange:
-            raise InputError(
-                f"{folder.location}: not a run folder but not empty ({', '.join(strange[:3])}, …); choose another --out"
-            )
-        return None
     try:
-        return Manifest.model_validate_json(folder.read(MANIFEST))
+        if folder.size(MANIFEST) is not None:
+            return Manifest.model_validate_json(folder.read(MANIFEST))
+        strange = [name for name in folder.entries() if not name.startswith((".", JOURNAL))]
     except (ValidationError, OSError) as error:
         detail = str(error).splitlines()[0]
         raise InputError(f"{folder.location}/{MANIFEST}: cannot be read ({detail}); choose another --out") from None
+    if strange:
+        raise InputError(
+            f"{folder.location}: not a run folder but not empty ({', '.join(strange[:3])}, …); choose another --out"
+        )
+    return None
 
 
 def check_identity(folder: Folder, kind: str, identity: Identity) -> Manifest | None:
@@ -158,6 +157,13 @@ class Run:
         """Put an entry on the disk; OSError if that cannot be."""
         self.folder.append(JOURNAL, entry.model_dump_json())
         self.latest[entry.index] = entry
+
+    @property
+    def has_views(self) -> bool:
+        """Whether the last session came to its end and the tables it wrote are there."""
+        sessions = self.manifest.sessions
+        closed = bool(sessions) and sessions[-1].finished is not None
+        return closed and all(f"{TABLE}.{ending}" in self.sizes for ending in ("parquet", "csv"))
 
     def write_truth(self) -> None:
         """Write `truth.parquet`, the numbers behind each subject, where there are any."""

@@ -120,8 +120,12 @@ class LocalFolder:
 
     def sizes(self) -> dict[str, int]:
         """Sizes in bytes of all files under here by name."""
-        root = self.path()
-        return {p.relative_to(root).as_posix(): p.stat().st_size for p in root.rglob("*") if p.is_file()}
+        root, found = self.path(), {}
+        for path in root.rglob("*"):
+            with suppress(FileNotFoundError):  # a worker that outlives its driver for a moment still renames files
+                if path.is_file():
+                    found[path.relative_to(root).as_posix()] = path.stat().st_size
+        return found
 
     def discard(self) -> None:
         """Remove the folder if it holds nothing but the lock."""

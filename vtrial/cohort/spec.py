@@ -19,7 +19,19 @@ from vtrial.records import InputError, Sex, Subject
 
 # What a run writes itself, or works out again: read past, so that a run's own table is a spec.
 RUN_COLUMNS = frozenset(
-    ["index", "seed", "bmi", "extrapolated", "status", "attempts", "seconds", "error", "spacing_z_mm", "device", "threads"]
+    [
+        "index",
+        "seed",
+        "bmi",
+        "extrapolated",
+        "status",
+        "attempts",
+        "seconds",
+        "error",
+        "spacing_z_mm",
+        "device",
+        "threads",
+    ]
     + [f"{kind}_{what}" for kind in ("ct", "suv", "segmentation") for what in ("path", "sha256")]
 )
 

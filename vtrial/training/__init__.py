@@ -4,8 +4,10 @@ from vtrial.training.config import TrainingConfig, read_config
 from vtrial.training.data import StoredVolumes, TensorVolume, Volume, VolumeSource, write_low
 from vtrial.training.export import export_model
 from vtrial.training.loop import StepReport, steps, train
+from vtrial.training.stream import PhantomStream
 
 __all__ = [
+    "PhantomStream",
     "StepReport",
     "StoredVolumes",
     "TensorVolume",

@@ -62,7 +62,7 @@ def make_batch(config: TrainingConfig, source: VolumeSource, step: int) -> Batch
 
 def _global_batch(config: TrainingConfig, source: VolumeSource, step: int) -> Batch:
     rng = _rng(config, step)
-    epoch = step // config.data.refresh_steps if config.data.refresh_steps else 0
+    epoch = config.data.epoch(step)
     drawn = [source.draw_low(rng, epoch) for _ in range(config.batch)]
     stage = config.stage_config(Scaling(), Scaling())
     vector = torch.tensor([stage.vector(who, phase) for _, phase, who in drawn], device=source.device)
@@ -72,15 +72,15 @@ def _global_batch(config: TrainingConfig, source: VolumeSource, step: int) -> Ba
 
 
 def _patch_batch(config: TrainingConfig, source: VolumeSource, step: int) -> Batch:
-    rng = _rng(config, step)
+    rng, epoch = _rng(config, step), config.data.epoch(step)
     residuals, upsampled, vectors, origins = [], [], [], []
     stage = config.stage_config(Scaling(), Scaling())
-    volume = source.draw(rng)
+    volume = source.draw(rng, epoch)
     align = max(FACTOR, config.network.patch)
     shape = config.data.patch_shape
     for i in range(config.batch):
         if i and i % config.data.patches_per_volume == 0:
-            volume = source.draw(rng)
+            volume = source.draw(rng, epoch)
         x, y, z = _origin(rng, volume.shape, shape, align)
         high, block, inner = patch_pair(volume, (x, y, z), shape)
         if config.data.low_noise:

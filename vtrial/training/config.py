@@ -40,7 +40,8 @@ class DataConfig(BaseModel):
     phases: Positive = 4
     """Stage 1: random subvolumes (of the 64 of a subject) held in memory for each subject."""
     refresh_steps: NotNegative = 0
-    """Stage 1: after how many steps the subvolumes in memory are drawn anew; 0: never."""
+    """After how many steps the volumes in memory change: a stored set cuts other subvolumes (stage 1), a stream of
+    phantoms moves on by one; 0: never."""
     patch_shape: tuple[Positive, Positive, Positive] = (64, 64, 64)
     """Stage 2: voxels of a training patch."""
     patches_per_volume: Positive = 2
@@ -48,6 +49,10 @@ class DataConfig(BaseModel):
     low_noise: Annotated[float, Field(ge=0.0)] = 0.0
     """Stage 2: the low-resolution volume gets noise of a random SD up to this (model space), and the residual holds its
     correction, so that the stage mends small faults of a generated volume."""
+
+    def epoch(self, step: int) -> int:
+        """How often the volumes in memory have changed before a step."""
+        return step // self.refresh_steps if self.refresh_steps else 0
 
 
 class TrainingConfig(BaseModel):

@@ -49,8 +49,8 @@ class VolumeSource(Protocol):
     def device(self) -> torch.device:
         """Where the volumes live."""
 
-    def draw(self, rng: np.random.Generator) -> Volume:
-        """A random volume."""
+    def draw(self, rng: np.random.Generator, epoch: int) -> Volume:
+        """A random volume; what there is to choose from may change with the epoch."""
 
     def draw_low(self, rng: np.random.Generator, epoch: int) -> tuple[Tensor, Triple, Demographics]:
         """A random low-resolution volume (2, x/4, y/4, z/4), its sampling phase and whose it is."""
@@ -161,7 +161,7 @@ class StoredVolumes:
         ct, suv = self._files(self.ids[i])
         return StoredVolume(ct, suv, self.demographics[i])
 
-    def draw(self, rng: np.random.Generator) -> Volume:
+    def draw(self, rng: np.random.Generator, epoch: int) -> Volume:
         """A random one of the subjects that have full volumes; InputError if none has."""
         if not self._whole:
             raise InputError(f"{self.folder}: no full volumes (ct/, suv/), which stage 2 is trained on")

@@ -19,6 +19,7 @@ from vtrial.training.batches import Batch, batches, measure_scaling
 from vtrial.training.checkpoint import CHECKPOINT, TrainingState, new_state, restore_state, save_checkpoint
 from vtrial.training.config import TrainingConfig, read_config
 from vtrial.training.data import StoredVolumes, VolumeSource
+from vtrial.training.stream import PhantomStream
 
 METRICS = "metrics.jsonl"
 # Edges of the noise-level buckets in which the error is reported, in units of sigma.
@@ -146,6 +147,13 @@ def _drop_after(path: Path, step: int) -> None:
     part.replace(path)
 
 
+def open_source(data: Path, config: TrainingConfig) -> VolumeSource:
+    """A folder is a stored training set; a file is a cohort spec, whose phantoms are rendered endlessly."""
+    if data.is_file():
+        return PhantomStream(data, seed=config.seed)
+    return StoredVolumes(data, phases=config.data.phases, seed=config.seed)
+
+
 def train(
     config: TrainingConfig | str | Path,
     data: VolumeSource | str | Path,
@@ -157,13 +165,14 @@ def train(
 ) -> TrainingState:
     """Train one stage into the folder `out` (checkpoint.pt, metrics.jsonl) until config.steps or `max_seconds`.
 
-    The same call again goes on from the last checkpoint, exactly. `progress` gets every metrics line. Raises InputError
+    `data` is a stored training set, or a cohort spec whose phantoms are rendered endlessly. The same call again goes on
+    from the last checkpoint, exactly. `progress` gets every metrics line. Raises InputError
     for an unreadable configuration or data set and for an `out` that holds a run with another configuration.
     """
     if not isinstance(config, TrainingConfig):
         config = read_config(config)
     if isinstance(data, str | Path):
-        data = StoredVolumes(Path(data), phases=config.data.phases, seed=config.seed)
+        data = open_source(Path(data), config)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     keep_freed_memory()
