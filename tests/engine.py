@@ -14,16 +14,18 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
-from vtrial.cohort.support import Support
 from vtrial.execution import Resources
-from vtrial.generation import CascadePlan
 from vtrial.imaging.scans import Scan
 from vtrial.randomness import Purpose, subject_rng
 from vtrial.records import PetCt, Subject
+
+if TYPE_CHECKING:
+    from vtrial.generation import CascadePlan
 
 PEOPLE = """subject_id,sex,age_years,height_cm,weight_kg
 A0,F,50,165,70
@@ -89,6 +91,9 @@ class LoadFake:
 
 def fake_plan(load: LoadFake) -> Callable[..., CascadePlan]:
     """In the place of `cascade_plan`: these scans instead of a model's."""
+    from vtrial.cohort.support import Support  # here, as every worker imports this file and needs no torch
+    from vtrial.generation import CascadePlan
+
     everyone = Support((18, 90), (140, 210), (40, 200), (15, 60))
 
     def plan(model: str, sampler: str | None, steps_global: int | None, steps_sr: int | None) -> CascadePlan:

@@ -11,7 +11,7 @@ from tests.blobs import tiny, write_blobs
 from vtrial.diffusion.cascade import Cascade, CascadeSampler, load_cascade
 from vtrial.diffusion.conditions import Demographics, from_grid, to_grid
 from vtrial.diffusion.sampler import SamplerConfig, sample
-from vtrial.diffusion.tiles import blend_tiles, tiles
+from vtrial.diffusion.tiles import blend_tiles, tile_for, tiles
 from vtrial.diffusion.weights import list_models, read_card
 from vtrial.records import InputError
 from vtrial.training import export_model, train
@@ -169,3 +169,9 @@ def test_bundled_models_are_whole() -> None:
 def test_grids_of_noise_round_trip() -> None:
     x = torch.randn(1, 128, 4, 4, 8)
     assert torch.equal(to_grid(from_grid(x, 4), 4), x)
+
+
+def test_small_memory_gets_tiles_that_fit_the_grid() -> None:
+    assert tile_for(24 * 10**9) is None
+    tile = tile_for(4 * 10**9)
+    assert tile is not None and all(t % 16 == 0 and t <= n for t, n in zip(tile, (224, 224, 384)))

@@ -12,14 +12,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
 import pytest
-from engine import FAULTS, PEOPLE, SIDE, plant
+from engine import FAULTS, PEOPLE, SIDE, LoadFake, plant, ray_cluster  # noqa: F401
 
-from vtrial.imaging.files import read_nifti, voxel_sha256
+from vtrial.imaging.files import centred_affine, read_nifti, voxel_sha256
+from vtrial.records import Subject
 from vtrial.runs import read_journal
 from vtrial.storage import open_folder
 
@@ -39,14 +40,17 @@ def command(out: Path, executor: str) -> list[str]:
     return [sys.executable, str(ENGINE), "generate", spec, "--out", str(out), "--executor", executor]
 
 
-def start(out: Path, executor: str, faults: Path | None = None, **more: str) -> subprocess.Popen[str]:
+def start(
+    out: Path, executor: str, faults: Path | None = None, options: Sequence[str] = (), **more: str
+) -> subprocess.Popen[str]:
     environment = {**os.environ, FAULTS: str(faults or ""), **more}
     return subprocess.Popen(
-        command(out, executor),
+        [*command(out, executor), *options],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),  # a shell's `&` has it ignored
     )
 
@@ -58,7 +62,7 @@ def finish(out: Path, executor: str = "local", **more: str) -> tuple[int, str, s
 
 
 def wait_for_done(out: Path, count: int, process: subprocess.Popen[str]) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 240  # a busy machine starts Ray slowly
     while sum(e.status == "ok" for e in read_journal(open_folder(out))) < count:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
@@ -66,13 +70,19 @@ def wait_for_done(out: Path, count: int, process: subprocess.Popen[str]) -> None
 
 
 def check_complete(out: Path, before: dict[Path, int]) -> None:
-    """All five are there once, whole, as their hashes say; what was finished before has not been touched."""
+    """All five are there once, whole, as an uninterrupted run has them; what was finished has not been touched."""
     table = pd.read_parquet(out / "subjects.parquet")
     assert table.subject_id.tolist() == ["A0", "A1", "A2", "A3", "A4"]
     assert table.status.tolist() == ["ok"] * 5
-    for row in table.itertuples():
+    for row in table.itertuples(index=False):
+        suv, affine = read_nifti(out / row.suv_path)
         assert voxel_sha256(*read_nifti(out / row.ct_path)) == row.ct_sha256
-        assert voxel_sha256(*read_nifti(out / row.suv_path)) == row.suv_sha256
+        assert voxel_sha256(suv, affine) == row.suv_sha256
+        person = Subject(row.subject_id, row.index, 0, row.sex, row.age_years, row.height_cm, row.weight_kg)
+        twin = LoadFake(side=suv.shape[0]).render(person).pet_ct
+        expected = centred_affine(twin.suv.shape, twin.spacing_mm)
+        assert voxel_sha256(twin.ct_hu, expected) == row.ct_sha256
+        assert voxel_sha256(twin.suv, expected) == row.suv_sha256
     oks = [e.subject_id for e in read_journal(open_folder(out)) if e.status == "ok"]
     assert sorted(oks) == sorted(set(oks))
     assert not list(out.rglob("*.part"))
@@ -116,8 +126,8 @@ def test_control_c(here: Path, executor: str) -> None:
     plant(here / "faults", "slow", 2, 60)
     process = start(out, executor, here / "faults")
     wait_for_done(out, 2, process)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    os.killpg(process.pid, signal.SIGINT)  # a terminal tells the driver and all that it started
+    _, errors = process.communicate(timeout=180)
     assert process.returncode == 130
     assert "run the same command to go on" in errors
     assert "Traceback" not in errors
@@ -179,7 +189,7 @@ def test_output_that_becomes_blocked_meanwhile(here: Path) -> None:
     wait_for_done(out, 2, process)
     before = finished_files(out)
     (out / "scans" / "A2").write_text("in the way")
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=180)
     assert process.returncode == 1
     assert "cannot write" in errors
     assert "Traceback" not in errors
@@ -213,11 +223,23 @@ def test_a_worker_killed_from_outside(here: Path) -> None:
     plant(here / "faults", "slow", 1, 0)
     (here / "faults" / "slow-1").unlink()
     os.kill(worker, signal.SIGKILL)
-    answer, errors = process.communicate(timeout=120)
+    answer, errors = process.communicate(timeout=180)
     assert process.returncode == 0, errors
     assert "A1: attempt 1: the worker died" in errors
     assert "5 of 5 subjects are done" in answer
     check_complete(out, before)
+
+
+def test_a_running_cluster_is_joined_and_left_running(here: Path, ray_cluster: None) -> None:  # noqa: F811
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    process = start(here / "run", "ray", options=["--address", address, "--workers", "2"])
+    _, errors = process.communicate(timeout=180)
+    assert process.returncode == 0, errors
+    assert f"Joining the Ray cluster at {address}" in errors
+    check_complete(here / "run", {})
+    assert ray.get(ray.remote(lambda: 7).remote(), timeout=60) == 7
 
 
 def _actors_of(driver: int) -> list[int]:

@@ -11,7 +11,7 @@ import pytest
 from vtrial.cohort.registry import find_spec
 from vtrial.fidelity import LIVER_BOX, MEASURES, agreements, held_out, measure_all, measure_body, slopes
 from vtrial.phantom import make_phantom
-from vtrial.records import Subject
+from vtrial.records import InputError, Subject
 
 SHAPE = (40, 40, 60)
 VOXEL_MM = (10.0, 10.0, 5.0)  # 0.5 ml
@@ -76,6 +76,22 @@ def test_slopes_are_recovered_within_sex() -> None:
     found = slopes(table(np.random.default_rng(1), 2000, 0.0, 1.0))
     assert found["lung_ml per height_cm"] == pytest.approx(40, rel=0.02)
     assert found["body_ml per weight_kg"] == pytest.approx(620, rel=0.01)
+
+
+def test_a_cohort_without_enough_of_both_sexes_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "men.csv").write_text("subject_id,sex,age_years,height_cm,weight_kg\nA,M,50,170,70\nB,M,60,180,80\n")
+    with pytest.raises(InputError, match="not 3 women and men"):
+        held_out(tmp_path / "men.csv", 3, seed=5)
+
+
+def test_kept_rows_of_other_people_are_not_taken(tmp_path: Path) -> None:
+    def measure(subject: Subject) -> dict[str, float]:
+        return {"body_ml": subject.weight_kg}
+
+    keep = tmp_path / "rows.csv"
+    measure_all("phantoms", [Subject("a", 0, 5, "F", 50, 160, 61.3)], measure, keep, say=lambda line: None)
+    other = measure_all("phantoms", [Subject("b", 0, 5, "M", 40, 180, 90.1)], measure, keep, say=lambda line: None)
+    assert other["body_ml"].tolist() == [90.1]
 
 
 def test_measuring_goes_on_where_it_stopped(tmp_path: Path) -> None:

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
 import pytest
 from engine import LoadFake, plant, ray_cluster  # noqa: F401
 
-from vtrial.execution import Attempt, CannotGoOn, Executor, LocalExecutor, Resources, Saved
+from vtrial.execution import (
+    Attempt,
+    CannotGoOn,
+    Executor,
+    LocalExecutor,
+    Resources,
+    Saved,
+    gpu_shares,
+    threads_that_fit,
+)
 from vtrial.generation import LoadPhantom
 from vtrial.imaging.files import read_nifti, voxel_sha256
 from vtrial.production import Plan, Progress, RunSummary, carry_out
@@ -104,6 +114,69 @@ class NoExecutor:
 
     def stop(self) -> None:
         pass
+
+
+def test_lost_tables_are_written_again_and_nothing_is_made(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run(out, 2)
+    before = {p: p.stat().st_mtime_ns for p in out.glob("scans/*/*")}
+    whole = (out / "subjects.csv").read_bytes()
+    (out / "subjects.csv").unlink()
+    assert run(out, 2).new == 0
+    assert (out / "subjects.csv").read_bytes() == whole
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+
+
+def test_the_table_is_there_before_the_first_subject(tmp_path: Path) -> None:
+    seen: list[list[str]] = []
+
+    def look(progress: Progress) -> None:
+        if progress.latest is None:
+            seen.append(pd.read_parquet(tmp_path / "run/subjects.parquet").status.tolist())
+
+    run(tmp_path / "run", 2, report=look)
+    assert seen == [["pending"] * 2]
+
+
+class WatchedExecutor(LocalExecutor):
+    """Writes down in which order its workers and its machines are let go."""
+
+    events: ClassVar[list[str]] = []
+
+    def run(self, *arguments: Any) -> Generator[Attempt]:
+        try:
+            yield from super().run(*arguments)
+        finally:
+            self.events.append("workers gone")
+
+    def stop(self) -> None:
+        self.events.append("machines given back")
+
+
+def test_an_interrupted_driver_lets_go_in_order(tmp_path: Path) -> None:
+    """Ctrl-C while the driver has an attempt in its hands: the pool is left suspended, and must be closed first."""
+
+    def interrupt(progress: Progress) -> None:
+        if progress.latest is not None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", 2, WatchedExecutor(threads=1), report=interrupt)
+    assert WatchedExecutor.events == ["workers gone", "machines given back"]
+    assert pd.read_parquet(tmp_path / "run/subjects.parquet").status.tolist() == ["ok", "pending"]
+
+
+@pytest.mark.parametrize(
+    ("cores", "workers", "threads"),
+    [([2], 1, 2), ([2], 2, 1), ([2], 3, 1), ([8, 8, 8, 8], 1, 8), ([8, 8], 2, 8), ([8, 16], 3, 8), ([8, 8], 3, 4)],
+)
+def test_workers_get_no_more_threads_than_a_machine_has(cores: list[int], workers: int, threads: int) -> None:
+    assert threads_that_fit(cores, workers) == threads
+
+
+@pytest.mark.parametrize(("gpus", "share", "workers"), [(4, 1.0, 4), (2, 0.5, 4), (2, 0.4, 4), (3, 0.1, 30), (4, 2, 2)])
+def test_a_share_never_lies_across_two_gpus(gpus: float, share: float, workers: int) -> None:
+    assert gpu_shares(gpus, share) == workers
 
 
 def test_verify_makes_a_spoilt_file_again(tmp_path: Path, reference: Sequence[object]) -> None:

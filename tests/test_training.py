@@ -31,7 +31,7 @@ class Stream:
         return tensor_blob(int(rng.integers(2**31)))
 
     def draw_low(self, rng: np.random.Generator, epoch: int) -> tuple[torch.Tensor, tuple[int, int, int], Demographics]:
-        volume, phase = self.draw(rng), PHASES[int(rng.integers(64))]
+        volume, phase = self.draw(rng, epoch), PHASES[int(rng.integers(64))]
         return sample_low(volume, phase), phase, volume.demographics
 
 
@@ -269,6 +269,17 @@ def test_export_writes_a_checked_model(data: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError) as caught:
         verify_model(tmp_path / "model")
     assert len(caught.value.problems) == 2
+
+
+def test_a_new_run_can_start_from_a_model(data: Path, tmp_path: Path) -> None:
+    config = tiny("global", steps=40)
+    train(config, data, tmp_path / "first")
+    export_model(tmp_path / "model", {"global": tmp_path / "first"}, {"global": SamplerConfig(steps=4)}, name="tiny")
+    train(config, data, tmp_path / "second", start_from=tmp_path / "model")
+    scratch, warm = (losses(tmp_path / run)[0][1] for run in ("first", "second"))
+    assert warm < 0.9 * scratch, "the first losses of a warm start are those of a trained network"
+    with pytest.raises(InputError, match="super-resolution"):
+        train(tiny("super-resolution", steps=2), data, tmp_path / "third", start_from=tmp_path / "model")
 
 
 def test_weights_above_16_mib_are_refused(tmp_path: Path) -> None:

@@ -157,8 +157,8 @@ def models(as_json: JsonOption = False) -> None:
         from vtrial import pipeline
 
         found = pipeline.models()
-        lines = [f"{key:<12} {value}" for model in found for key, value in model.items()]
-        console.result({"models": found}, "\n".join(lines) or "no model is bundled; train one with `vtrial train`")
+        told = ["\n".join(f"{key:<12} {_plain(value)}" for key, value in model.items()) for model in found]
+        console.result({"models": found}, "\n\n".join(told) or "no model is bundled; train one with `vtrial train`")
 
 
 @app.command()
@@ -166,6 +166,7 @@ def train(
     config: Annotated[Path, typer.Argument(help="TOML of one stage, such as configs/bundled-global.toml.")],
     data: Annotated[Path, typer.Option("--data", help="Training folder, or a cohort spec: endless phantoms.")],
     out: Annotated[Path, typer.Option("--out", help="Model folder; `--model` of generate takes it.")],
+    start_from: Annotated[str | None, typer.Option("--start-from", help="Begin with the weights of a model.")] = None,
     max_minutes: Annotated[float | None, typer.Option("--max-minutes", help="Stop after this time.")] = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -180,7 +181,7 @@ def train(
         def tell(line: dict[str, object]) -> None:
             console.say("  ".join(f"{key} {value}" for key, value in line.items()))
 
-        card = pipeline.train(config, data, out, tell, None if max_minutes is None else max_minutes * 60.0)
+        card = pipeline.train(config, data, out, tell, start_from, None if max_minutes is None else 60.0 * max_minutes)
         steps = {stage: trained.steps for stage, trained in card.stages.items()}
         console.result({"model": str(out), "steps": steps}, f"model {out}: steps {steps}")
 
@@ -246,6 +247,15 @@ def bench(
         console.result(
             vars(result), "\n".join(f"{key.replace('_', ' '):<28} {value}" for key, value in vars(result).items())
         )
+
+
+def _plain(value: object) -> str:
+    """A value of a card for people: `age_years 18 to 95; …`."""
+    if isinstance(value, dict):
+        return "; ".join(f"{key} {_plain(part)}" for key, part in value.items())
+    if isinstance(value, tuple) and all(isinstance(part, float) for part in value):
+        return " to ".join(f"{part:g}" for part in value)
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _executor(

@@ -6,7 +6,7 @@ liver lies. Stage 1 is measured at 56×56×96, the cascade at 224×224×384.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -124,18 +124,23 @@ def measure_twin(cascade: Cascade, s: Subject, level: Level) -> dict[str, float]
     return _measure_pair(cascade.sample(person, global_noise=noise, sr_noise=refine).cpu(), s.height_cm)
 
 
+def _who(row: Mapping[Any, Any]) -> tuple[object, ...]:
+    """What tells measured people apart; rounded, as a CSV file need not keep the last bit."""
+    return tuple(round(row[key], 6) if isinstance(row[key], float) else row[key] for key in _WHO)
+
+
 def measure_all(
     what: str, subjects: Sequence[Subject], measure: Callable[[Subject], dict[str, float]], keep: Path | None, say: Say
 ) -> pd.DataFrame:
     """One row a subject: demographics and measures. Rows already in `keep`, a CSV file, are not measured again."""
     known = pd.DataFrame()
     if keep is not None and keep.is_file():
-        known = pd.read_csv(keep, float_precision="round_trip")
+        known = pd.read_csv(keep)
     rows: list[dict[str, object]] = known.to_dict("records")  # type: ignore[assignment]
-    done = {tuple(row[key] for key in _WHO) for row in rows}
+    done = {_who(row) for row in rows}
     for i, s in enumerate(subjects):
         who = {key: getattr(s, key) for key in _WHO}
-        if tuple(who.values()) in done:
+        if _who(who) in done:
             continue
         rows.append(who | measure(s))
         if keep is not None:
@@ -145,8 +150,8 @@ def measure_all(
         if (i + 1) % 10 == 0 or i + 1 == len(subjects):
             say(f"{what}: {i + 1} of {len(subjects)}")
     table = pd.DataFrame(rows)
-    wanted = {tuple(getattr(s, key) for key in _WHO) for s in subjects}
-    return table[[key in wanted for key in zip(*(table[key] for key in _WHO))]]
+    wanted = {_who(vars(s)) for s in subjects}
+    return table[[_who(row) in wanted for row in table.to_dict("records")]]
 
 
 def agreements(phantoms: pd.DataFrame, twins: pd.DataFrame) -> list[Agreement]:

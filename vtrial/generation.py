@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,11 +13,13 @@ import torch
 from vtrial.cohort.support import Support
 from vtrial.diffusion.cascade import CascadeSampler, load_cascade
 from vtrial.diffusion.conditions import Demographics
+from vtrial.diffusion.tiles import tile_for
 from vtrial.diffusion.weights import MODELS, ExtentFit, ModelCard, model_folder, read_card, verify_model
 from vtrial.execution import Resources
 from vtrial.geometry import IN_PLANE_MM, SHAPE
 from vtrial.imaging.codec import decode
 from vtrial.imaging.scans import LoadRenderer, Renderer, Scan
+from vtrial.memory import total_memory_bytes
 from vtrial.phantom import make_phantom
 from vtrial.randomness import Purpose, subject_torch_seed
 from vtrial.records import Subject
@@ -70,7 +71,7 @@ def _sampler_text(sampler: CascadeSampler) -> str:
 
 def _support(card: ModelCard) -> Support:
     known = card.support
-    return Support(known.age_years, known.height_cm, known.weight_kg, (0.0, math.inf), frozenset(known.sex))
+    return Support(known.age_years, known.height_cm, known.weight_kg, sexes=frozenset(known.sex))
 
 
 @dataclass(frozen=True)
@@ -84,13 +85,16 @@ class LoadCascade:
         """The cascade on the worker's device as a renderer."""
         torch.set_num_threads(resources.threads)
         cascade = load_cascade(self.model, resources.device)
+        gpu = cascade.device.type == "cuda"
+        memory = torch.cuda.get_device_properties(cascade.device).total_memory if gpu else total_memory_bytes()
+        sampler = self.sampler if self.sampler.tile else replace(self.sampler, tile=tile_for(memory))
 
         def render(subject: Subject) -> Scan:
             volume = cascade.sample(
                 Demographics(subject.sex, subject.age_years, subject.height_cm, subject.weight_kg),
                 global_noise=_generator(subject, Purpose.GLOBAL),
                 sr_noise=_generator(subject, Purpose.SUPER_RESOLUTION),
-                sampler=self.sampler,
+                sampler=sampler,
             )
             return Scan(decode(volume, twin_spacing_mm(cascade.card.extent, subject.height_cm)))
 

@@ -1,8 +1,9 @@
-"""Large tensors on a CPU: keep freed memory instead of giving it back to the system."""
+"""Memory of this machine: keep what large tensors free instead of giving it back, and how much there is."""
 
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
@@ -22,3 +23,11 @@ def keep_freed_memory() -> bool:
         return bool(libc.mallopt(_M_MMAP_MAX, 0) and libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1))
     except (OSError, AttributeError):
         return False
+
+
+def total_memory_bytes() -> int:
+    """Memory of this machine; where the system does not tell, as if there were plenty."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return 1 << 40

@@ -34,9 +34,9 @@ from vtrial.training.checkpoint import CHECKPOINT
 
 PREVIEWED = 4  # subjects in the preview picture
 PREVIEW = "preview.png"
-# What a freshly trained stage is sampled with until its card says otherwise.
+# What a freshly trained stage is sampled with until its card says otherwise; noise levels of decision 011.
 FRESH_SAMPLERS: dict[StageName, SamplerConfig] = {
-    "global": SamplerConfig(steps=18, sigma_max=20.0),
+    "global": SamplerConfig(steps=24, sigma_max=200.0),
     "super-resolution": SamplerConfig(name="dpmpp-2m", steps=12, sigma_max=20.0),
 }
 
@@ -82,20 +82,30 @@ def train(
     data: Path,
     out: Path,
     progress: Callable[[dict[str, object]], None],
+    start_from: str | None = None,
     max_seconds: float | None = None,
 ) -> ModelCard:
-    """Fit one stage on stored volumes, going on from its last checkpoint, and export the stages that `out` holds.
+    """Fit one stage, going on from its last checkpoint, and export the stages that `out` holds.
 
-    Checkpoints lie in `out`/training/<stage>; the samplers of a card that is there already are kept.
+    Checkpoints lie in `out`/training/<stage>; the samplers of a card that is there already are kept, and a new stage is
+    sampled over the noise levels that it was trained on.
     """
     settings = read_config(config)
-    fit(settings, data, out / "training" / settings.stage, max_seconds=max_seconds, progress=progress)
+    fit(
+        settings,
+        data,
+        out / "training" / settings.stage,
+        start_from=start_from,
+        max_seconds=max_seconds,
+        progress=progress,
+    )
     runs: dict[StageName, Path] = {stage: out / "training" / stage for stage in WEIGHT_FILES}
     runs = {stage: folder for stage, folder in runs.items() if (folder / CHECKPOINT).is_file()}
     known = read_card(out) if (out / CARD).is_file() else None
+    levels = {"sigma_min": settings.noise.sigma_min, "sigma_max": settings.noise.sigma_max}
+    fresh = FRESH_SAMPLERS | {settings.stage: FRESH_SAMPLERS[settings.stage].model_copy(update=levels)}
     samplers = {
-        stage: known.stages[stage].sampler if known and stage in known.stages else FRESH_SAMPLERS[stage]
-        for stage in runs
+        stage: known.stages[stage].sampler if known and stage in known.stages else fresh[stage] for stage in runs
     }
     return export_model(out, runs, samplers, name=out.name, data=str(data))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -18,7 +19,7 @@ class Support:
     age_years: tuple[float, float]
     height_cm: tuple[float, float]
     weight_kg: tuple[float, float]
-    bmi: tuple[float, float]
+    bmi: tuple[float, float] = (0.0, math.inf)
     sexes: frozenset[Sex] = frozenset({"F", "M"})
 
 

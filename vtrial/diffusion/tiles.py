@@ -17,6 +17,15 @@ Where = tuple[slice, slice, slice]
 Triple = tuple[int, int, int]
 
 
+WHOLE_VOLUME_BYTES = 6 * 10**9
+"""With less memory than this, a 224×224×384 volume is refined in tiles: one pass takes up to 2.6 GB."""
+
+
+def tile_for(memory_bytes: int) -> Triple | None:
+    """Tile (voxels) for a machine or GPU with so much memory in all; None: the whole volume in one pass."""
+    return None if memory_bytes >= WHOLE_VOLUME_BYTES else (224, 224, 128)
+
+
 def starts(side: int, tile: int, overlap: int) -> list[int]:
     """Where tiles of length `tile` begin so that they cover `side` with at least `overlap` in common, evenly spread."""
     if tile >= side:

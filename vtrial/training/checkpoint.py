@@ -12,7 +12,7 @@ from torch import nn
 
 from vtrial.diffusion.denoiser import Denoiser, StageConfig
 from vtrial.diffusion.ema import PowerEma
-from vtrial.diffusion.weights import Support
+from vtrial.diffusion.weights import Support, load_weights, model_folder, read_card
 from vtrial.records import InputError
 from vtrial.training.config import TrainingConfig
 
@@ -49,6 +49,20 @@ def new_state(config: TrainingConfig, stage: StageConfig, support: Support, devi
     optimizer = torch.optim.Adam(denoiser.parameters(), lr=0.0, betas=(0.9, 0.99), fused=True)
     ema = PowerEma(dict(denoiser.named_parameters()), config.ema)
     return TrainingState(stage, support, denoiser, optimizer, ema)
+
+
+def warm_state(config: TrainingConfig, model: str | Path, support: Support, device: torch.device) -> TrainingState:
+    """The weights and scalings of a model's stage as the start of a new run; InputError if its network is another."""
+    card = read_card(model)
+    known = card.stages.get(config.stage)
+    if known is None or known.config.network != config.network:
+        fault = "has no such stage" if known is None else "has another network"
+        raise InputError(f"{model}: cannot start the {config.stage} stage from it: it {fault}")
+    state = new_state(config, known.config, support.union(card.support), device)
+    weights = load_weights(model_folder(model) / known.file, known.sha256)
+    state.denoiser.load_state_dict({name: value.float() for name, value in weights.items()})
+    state.denoiser.normalize_()
+    return state
 
 
 def _comparable(config: TrainingConfig) -> dict[str, Any]:

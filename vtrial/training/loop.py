@@ -16,7 +16,7 @@ from torch import Tensor
 from vtrial.memory import keep_freed_memory
 from vtrial.records import InputError
 from vtrial.training.batches import Batch, batches, measure_scaling
-from vtrial.training.checkpoint import CHECKPOINT, TrainingState, new_state, restore_state, save_checkpoint
+from vtrial.training.checkpoint import CHECKPOINT, TrainingState, new_state, restore_state, save_checkpoint, warm_state
 from vtrial.training.config import TrainingConfig, read_config
 from vtrial.training.data import StoredVolumes, VolumeSource
 from vtrial.training.stream import PhantomStream
@@ -160,13 +160,15 @@ def train(
     out: str | Path,
     *,
     resume: bool = True,
+    start_from: str | Path | None = None,
     max_seconds: float | None = None,
     progress: Callable[[dict[str, object]], None] | None = None,
 ) -> TrainingState:
     """Train one stage into the folder `out` (checkpoint.pt, metrics.jsonl) until config.steps or `max_seconds`.
 
     `data` is a stored training set, or a cohort spec whose phantoms are rendered endlessly. The same call again goes on
-    from the last checkpoint, exactly. `progress` gets every metrics line. Raises InputError
+    from the last checkpoint, exactly. A new run starts from scratch, or from the weights of the model `start_from`.
+    `progress` gets every metrics line. Raises InputError
     for an unreadable configuration or data set and for an `out` that holds a run with another configuration.
     """
     if not isinstance(config, TrainingConfig):
@@ -180,6 +182,8 @@ def train(
         if not resume:
             raise InputError(f"{folder}: holds a training run already; resume it or choose another --out")
         state = restore_state(folder, config, data.device)
+    elif start_from is not None:
+        state = warm_state(config, start_from, data.support, data.device)
     else:
         state = new_state(config, measure_scaling(config, data), data.support, data.device)
     metrics = _Metrics(folder / METRICS, config, state)
