@@ -16,7 +16,7 @@ from vtrial.cohort.support import Support, check_support
 from vtrial.records import InputError
 
 BUNDLED = Support(age_years=(18, 95), height_cm=(145, 205), weight_kg=(40, 150), bmi=(15, 50))
-STRATA = ("oncology", "autopet-test", "us-adults")
+STRATA = ("oncology", "autopet-test", "us-adults")  # phantom-training is what the model knows, not a cohort of people
 
 
 def strata(name: str) -> StrataSpec:
@@ -26,7 +26,7 @@ def strata(name: str) -> StrataSpec:
 
 
 def test_they_are_found_by_name_and_by_path(repository: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert set(shipped_cohorts()) == {*STRATA, "example-subjects"}
+    assert set(shipped_cohorts()) == {*STRATA, "example-subjects", "phantom-training"}
     monkeypatch.chdir(tmp_path)
     for name in ("oncology", "cohorts/oncology.csv"):
         assert find_spec(name).resolve() == repository / "cohorts" / "oncology.csv"

@@ -197,6 +197,7 @@ def fidelity(
     seed: Annotated[int, typer.Option("--seed", help="Seed of the phantoms; training used others.")] = 90_001,
     keep: Annotated[Path | None, typer.Option("--keep", help="Folder of measured rows, to go on from.")] = None,
     write: Annotated[bool, typer.Option("--write", help="Put the table into the model's card.")] = False,
+    sheet: Annotated[Path | None, typer.Option("--sheet", help="PNG of phantoms beside twins to draw.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure a model's twins against held-out phantoms with the same demographics.
@@ -207,7 +208,7 @@ def fidelity(
     with console.guard():
         from vtrial.fidelity import as_table, assess
 
-        table = assess(model, level, each_sex, spec, seed, keep=keep, write=write, report=console.say)
+        table = assess(model, level, each_sex, spec, seed, keep=keep, write=write, sheet=sheet, say=console.say)
         console.result(table, as_table(table))
 
 

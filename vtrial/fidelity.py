@@ -6,7 +6,7 @@ liver lies. Stage 1 is measured at 56×56×96, the cascade at 224×224×384.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,11 +23,13 @@ from vtrial.cohort.spec import read_spec
 from vtrial.diffusion.cascade import Cascade, load_cascade
 from vtrial.diffusion.conditions import PHASE, Demographics
 from vtrial.diffusion.weights import model_folder, write_card
+from vtrial.generation import twin_spacing_mm
 from vtrial.geometry import FACTOR, spacing_mm
-from vtrial.imaging.codec import decode_ct, decode_suv, encode_ct, encode_suv
-from vtrial.phantom.population import render_phantom
+from vtrial.imaging.codec import decode, decode_ct, decode_suv, encode_ct, encode_suv
+from vtrial.phantom.population import make_phantom, render_phantom
 from vtrial.randomness import Purpose, subject_torch_seed
 from vtrial.records import InputError, Sex, Subject
+from vtrial.reporting.preview import preview_png
 from vtrial.runs import identity_hash
 
 Level = Literal["global", "full"]
@@ -36,6 +38,7 @@ BODY_HU, LUNG_HU, BONE_HU = -300.0, -350.0, 220.0
 # Fractions of the grid (x, y, z) where the liver lies in most people, whatever their size.
 LIVER_BOX = ((0.60, 0.70), (0.47, 0.62), (0.575, 0.635))
 LUNGS_ABOVE = 0.50  # fraction of z: gas below it is bowel
+ON_SHEET = 2  # women, and men
 Say = Callable[[str], None]
 # Names a measured person in a file of kept rows: by seed and index alone, another cohort's would be taken for it.
 _WHO = ("seed", "index", "sex", "age_years", "height_cm", "weight_kg")
@@ -116,17 +119,17 @@ def measure_phantom(subject: Subject, level: Level) -> dict[str, float]:
 
 def measure_twin(cascade: Cascade, s: Subject, level: Level) -> dict[str, float]:
     """What the model's twin with a subject's demographics measures."""
+    return _measure_pair(_twin(cascade, s, level), s.height_cm)
+
+
+def _twin(cascade: Cascade, s: Subject, level: Level) -> torch.Tensor:
+    """A twin in model space, (2, 56, 56, 96) or (2, 224, 224, 384)."""
     person = Demographics(s.sex, s.age_years, s.height_cm, s.weight_kg)
     noise = torch.Generator().manual_seed(subject_torch_seed(s.seed, s.index, Purpose.GLOBAL))
     if level == "global":
-        return _measure_pair(cascade.sample_low([person], noise=noise)[0].cpu(), s.height_cm)
+        return cascade.sample_low([person], noise=noise)[0].cpu()
     refine = torch.Generator().manual_seed(subject_torch_seed(s.seed, s.index, Purpose.SUPER_RESOLUTION))
-    return _measure_pair(cascade.sample(person, global_noise=noise, sr_noise=refine).cpu(), s.height_cm)
-
-
-def _who(row: Mapping[Any, Any]) -> tuple[object, ...]:
-    """What tells measured people apart; rounded, as a CSV file need not keep the last bit."""
-    return tuple(round(row[key], 6) if isinstance(row[key], float) else row[key] for key in _WHO)
+    return cascade.sample(person, global_noise=noise, sr_noise=refine).cpu()
 
 
 def measure_all(
@@ -187,12 +190,14 @@ def assess(
     *,
     keep: Path | None = None,
     write: bool = False,
-    report: Say = print,
+    sheet: Path | None = None,
+    say: Say = print,
 ) -> dict[str, Any]:
     """Phantoms and twins of the same people, measured and compared; the table for the model card.
 
     `keep` is a folder for the measured rows, so that an interrupted assessment goes on; `write` puts the table into the
-    card of the model in place of an older one of the same level.
+    card of the model in place of an older one of the same level; `sheet` is a PNG to draw of the first people of each
+    sex.
     """
     cascade = load_cascade(model)
     subjects = held_out(find_spec(spec), each_sex, seed)
@@ -202,8 +207,8 @@ def assess(
         samplers = {f"{stage} sampler": s.sampler.model_dump_json() for stage, s in cascade.card.stages.items()}
         made_by = identity_hash({**cascade.card.files, **samplers})
         files = {"phantoms": keep / f"phantoms-{level}.csv", "twins": keep / f"twins-{level}-{made_by}.csv"}
-    phantoms = measure_all("phantoms", subjects, lambda s: measure_phantom(s, level), files["phantoms"], report)
-    twins = measure_all("twins", subjects, lambda s: measure_twin(cascade, s, level), files["twins"], report)
+    phantoms = measure_all("phantoms", subjects, lambda s: measure_phantom(s, level), files["phantoms"], say)
+    twins = measure_all("twins", subjects, lambda s: measure_twin(cascade, s, level), files["twins"], say)
     truth, made = slopes(phantoms), slopes(twins)
     rows = [
         asdict(a) | {"difference_percent": round(a.difference_percent, 2), "sd_ratio": round(a.sd_ratio, 3)}
@@ -218,7 +223,21 @@ def assess(
     if write:
         others = [t for t in cascade.card.fidelity if isinstance(t, dict) and t.get("level") != level]
         write_card(model_folder(model), cascade.card.model_copy(update={"fidelity": [*others, table]}))
+    if sheet is not None:
+        people = [s for pair in zip(subjects[:ON_SHEET], subjects[each_sex:]) for s in pair]
+        sheet.write_bytes(contact_sheet(cascade, people))
+        say(f"drawn: {sheet}")
     return table
+
+
+def contact_sheet(cascade: Cascade, people: Sequence[Subject]) -> bytes:
+    """PNG with a row for each person: the held-out phantom, and the twin at full resolution beside it."""
+    scans = []
+    for s in people:
+        twin = decode(_twin(cascade, s, "full"), twin_spacing_mm(cascade.card.extent, s.height_cm))
+        title = f"{s.sex}, {s.age_years:.0f} y, {s.height_cm:.0f} cm, {s.weight_kg:.0f} kg"
+        scans += [(f"phantom: {title}", make_phantom(s).pet_ct), ("twin", twin)]
+    return preview_png(scans)
 
 
 def as_table(table: dict[str, Any]) -> str:

@@ -28,7 +28,7 @@ from vtrial.records import InputError, Subject
 from vtrial.reporting.preview import preview_png
 from vtrial.runs import Identity, check_identity, identity_hash
 from vtrial.storage import open_folder
-from vtrial.training import export_model, read_config
+from vtrial.training import export_model, hardware, read_config
 from vtrial.training import train as fit
 from vtrial.training.checkpoint import CHECKPOINT
 
@@ -107,7 +107,15 @@ def train(
     samplers = {
         stage: known.stages[stage].sampler if known and stage in known.stages else fresh[stage] for stage in runs
     }
-    return export_model(out, runs, samplers, name=out.name, data=str(data))
+    return export_model(
+        out,
+        runs,
+        samplers,
+        name=out.name,
+        description=known.description if known else "",
+        data=str(data),
+        hardware=hardware(),
+    )
 
 
 def generate(

@@ -144,6 +144,7 @@ def save_weights(path: Path, weights: Mapping[str, Tensor]) -> str:
         raise InputError(f"{path}: {size / 2**20:.1f} MiB of weights; a file may have 16: choose a narrower network")
     part = path.with_name(f".{path.name}.part")
     save_file(compact, part)
+    part.chmod(0o644)  # safetensors makes it readable by its owner alone; a cluster's workers may be others
     part.replace(path)
     return sha256_of(path)
 

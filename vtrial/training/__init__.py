@@ -2,7 +2,7 @@
 
 from vtrial.training.config import TrainingConfig, read_config
 from vtrial.training.data import StoredVolumes, TensorVolume, Volume, VolumeSource, write_low
-from vtrial.training.export import export_model
+from vtrial.training.export import export_model, hardware
 from vtrial.training.loop import StepReport, steps, train
 from vtrial.training.stream import PhantomStream
 
@@ -15,6 +15,7 @@ __all__ = [
     "Volume",
     "VolumeSource",
     "export_model",
+    "hardware",
     "read_config",
     "steps",
     "train",

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
+
+import torch
 
 from vtrial.diffusion.denoiser import StageConfig
 from vtrial.diffusion.sampler import SamplerConfig
@@ -15,6 +18,13 @@ from vtrial.training.config import TrainingConfig
 from vtrial.training.loop import METRICS
 
 LOSS_POINTS = 60
+
+
+def hardware() -> str:
+    """What this machine trains on, for the card."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{os.cpu_count()} CPU cores, {torch.get_num_threads()} threads"
 
 
 def export_model(

@@ -1,0 +1,71 @@
+"""The model that comes with the package: whole, small enough, honest about itself, and making people."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from vtrial.cohort.recruit import recruit
+from vtrial.cohort.registry import find_spec, shipped_cohorts
+from vtrial.cohort.spec import read_spec
+from vtrial.diffusion.cascade import CascadeSampler, load_cascade
+from vtrial.diffusion.conditions import Demographics
+from vtrial.diffusion.weights import model_folder, verify_model
+from vtrial.fidelity import measure_body
+from vtrial.geometry import LOW_SHAPE, SHAPE, spacing_mm
+from vtrial.imaging.codec import decode_ct, decode_suv
+
+NAME = "phantom-v1"
+MAN, WOMAN = Demographics("M", 58.0, 180.0, 95.0), Demographics("F", 59.0, 162.0, 58.0)
+
+
+def test_the_card_says_what_the_model_is() -> None:
+    card = verify_model(NAME)
+    assert "phantom" in card.data and "patients" in card.description
+    assert card.hardware and card.license == "Apache-2.0"
+    for stage in card.stages.values():
+        assert stage.steps > 0 and stage.seconds > 0 and stage.loss
+        assert (model_folder(NAME) / stage.file).stat().st_size <= 16 * 2**20
+
+
+@pytest.mark.parametrize("cohort", sorted(set(shipped_cohorts()) - {"phantom-training"}))
+def test_it_knows_everybody_in_the_shipped_cohorts(cohort: str) -> None:
+    support = verify_model(NAME).support
+    for s in recruit(read_spec(find_spec(cohort)), 3000, 1):
+        assert support.problems(Demographics(s.sex, s.age_years, s.height_cm, s.weight_kg)) == []
+
+
+def test_stage_one_makes_different_people_of_the_right_size() -> None:
+    cascade = load_cascade(NAME)
+    sampler = CascadeSampler.of(cascade.card).with_options(steps_global=16).low
+    torch.set_num_threads(2)
+    people = [MAN, WOMAN]
+    pairs = cascade.sample_low(people, noise=torch.Generator().manual_seed(1), sampler=sampler)
+    other = cascade.sample_low(people[:1], noise=torch.Generator().manual_seed(2), sampler=sampler)
+    assert pairs.shape == (2, 2, *LOW_SHAPE)
+    assert float((other[0] - pairs[0]).abs().mean()) > 0.005
+    man, woman = (
+        measure_body(decode_ct(p[0]).numpy(), decode_suv(p[1]).numpy(), spacing_mm(d.height_cm, LOW_SHAPE))
+        for p, d in zip(pairs, people)
+    )
+    # 0.62 l a kg of body, less 3.8 l: what the phantoms have
+    assert man["body_ml"] == pytest.approx(0.62 * 95_000 - 3800, rel=0.2)
+    assert woman["body_ml"] == pytest.approx(0.62 * 58_000 - 3800, rel=0.2)
+    assert man["lung_ml"] > 1000 and woman["lung_ml"] > 600
+    assert 0.5 < man["liver_box_suv"] < 6
+
+
+@pytest.mark.slow
+def test_the_whole_cascade_keeps_what_stage_one_made(tmp_path: Path) -> None:
+    cascade = load_cascade(NAME)
+    low = cascade.sample_low([MAN], noise=torch.Generator().manual_seed(1))[0]
+    high = cascade.refine(low, MAN, noise=torch.Generator().manual_seed(2))
+    assert high.shape == (2, *SHAPE) and bool(torch.isfinite(high).all())
+    coarse, fine = (
+        measure_body(decode_ct(v[0]).numpy(), decode_suv(v[1]).numpy(), spacing_mm(180.0, tuple(v.shape[1:])))
+        for v in (low, high)
+    )
+    for measure in ("body_ml", "activity_g", "liver_box_suv"):
+        assert fine[measure] == pytest.approx(coarse[measure], rel=0.08), measure
