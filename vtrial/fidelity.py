@@ -132,6 +132,11 @@ def _twin(cascade: Cascade, s: Subject, level: Level) -> torch.Tensor:
     return cascade.sample(person, global_noise=noise, sr_noise=refine).cpu()
 
 
+def _who(row: Mapping[Any, Any]) -> tuple[object, ...]:
+    """What tells measured people apart; rounded, as a CSV file need not keep the last bit."""
+    return tuple(round(row[key], 6) if isinstance(row[key], float) else row[key] for key in _WHO)
+
+
 def measure_all(
     what: str, subjects: Sequence[Subject], measure: Callable[[Subject], dict[str, float]], keep: Path | None, say: Say
 ) -> pd.DataFrame:
