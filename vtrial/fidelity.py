@@ -6,7 +6,7 @@ liver lies. Stage 1 is measured at 56×56×96, the cascade at 224×224×384.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
