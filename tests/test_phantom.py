@@ -98,7 +98,8 @@ def test_same_subject_same_body_other_seed_other_body(phantoms: dict[str, Phanto
 def test_fasting_state_and_urine_cause_the_hot_spots(phantoms: dict[str, Phantom]) -> None:
     for p in phantoms.values():
         heart = p.labels == ORGAN_IDS["heart"]
-        assert p.pet_ct.suv[heart].max() == pytest.approx(1.4 * p.truth["myocardium_suv"], rel=0.45, abs=1.5)
+        # The hottest voxel is the hottest part of the ventricle's wall, whose uptake varies by region.
+        assert 0.8 < p.pet_ct.suv[heart].max() / p.truth["myocardium_suv"] < 2.5
         kidneys = np.isin(p.labels, labels_of("kidneys"))
         assert p.pet_ct.suv[kidneys].max() > 1.6 * p.truth["kidneys_suv"]
 
@@ -146,11 +147,11 @@ def test_canvas_meets_volumes_and_keeps_what_is_painted() -> None:
     canvas = Canvas(x, y, z, (1.0, 1.0, 1.0), 0.001)
     from vtrial.phantom.tissues import Material
 
-    box = canvas.around([(20, 20, 20)], 15)
-    first = canvas.paint(box, box.ellipsoid((20, 20, 20), (5, 5, 5)), Material.LIVER, 5, volume_ml=0.9)
-    assert int(first.sum()) == pytest.approx(900, abs=2)
-    second = canvas.paint(box, box.ellipsoid((22, 20, 20), (5, 5, 5)), Material.SPLEEN, 1, volume_ml=0.5)
-    assert int(second.sum()) == pytest.approx(500, abs=2) and not (first & second).any()
+    box = canvas.around([(20.3, 20.1, 19.8)], 15)
+    first = canvas.paint(box, box.ellipsoid((20.3, 20.1, 19.8), (5, 5, 5)), Material.LIVER, 5, volume_ml=0.9)
+    assert int(first.sum()) == pytest.approx(900, abs=6)
+    second = canvas.paint(box, box.ellipsoid((22.1, 20.4, 19.7), (5, 5, 5)), Material.SPLEEN, 1, volume_ml=0.5)
+    assert int(second.sum()) == pytest.approx(500, abs=6) and not (first & second).any()
     assert int((canvas.labels == 5).sum()) == int(first.sum())
 
 

@@ -113,8 +113,16 @@ def paint_spleen(w: Workbench) -> None:
     w.canvas.paint(box, field, M.SPLEEN, ORGAN_IDS["spleen"], w.plan.volumes["spleen"], ok)
 
 
+def paint_pancreas(w: Workbench) -> None:
+    """Pancreas across the spine, before the liver can take its place."""
+    path = [w.at(38, 44, 0.452, 0.2), w.at(12, 62, 0.468, 0.2), w.at(-22, 52, 0.487, 0.3), w.at(-66, 24, 0.522, 0.5)]
+    gland = w.canvas.around(path, 40)
+    shape = gland.tube(path, [16, 10, 10, 8]) + w.bumps(gland, 2.0)
+    w.canvas.paint(gland, shape, M.PANCREAS, ORGAN_IDS["pancreas"], w.plan.volumes["pancreas"], w.inside(gland, 3))
+
+
 def paint_stomach(w: Workbench) -> None:
-    """Stomach from the fundus under the left dome to the antrum, with an air bubble in front; pancreas behind it."""
+    """Stomach from the fundus under the left dome to the antrum, with an air bubble in front; duodenum after it."""
     volume = w.plan.volumes["stomach"]
     fundus = np.array(w.at(-62, 28, 0.598, 0.9)) + w.jitter(4)
     corpus = np.array(w.at(-66, 66, 0.53, 0.7)) + w.jitter(6)
@@ -129,10 +137,6 @@ def paint_stomach(w: Workbench) -> None:
     w.canvas.repaint(box, lumen, M.STOMACH_CONTENT)
     air = float(corpus[1] + w.rng.uniform(8, 30))
     w.canvas.repaint(box, lumen & (box.y > air), M.GAS)
-    path = [w.at(38, 44, 0.452, 0.2), w.at(12, 62, 0.468, 0.2), w.at(-22, 52, 0.487, 0.3), w.at(-66, 24, 0.522, 0.5)]
-    gland = w.canvas.around(path, 40)
-    shape = gland.tube(path, [16, 10, 10, 8]) + w.bumps(gland, 2.0)
-    w.canvas.paint(gland, shape, M.PANCREAS, ORGAN_IDS["pancreas"], w.plan.volumes["pancreas"], w.inside(gland, 3))
     loop = [w.at(26, 60, 0.482, 0.3), w.at(52, 38, 0.475, 0.2), w.at(54, 32, 0.405), w.at(10, 34, 0.392)]
     duodenum = w.canvas.around(loop, 26)
     w.canvas.paint(
@@ -213,6 +217,7 @@ def paint_abdomen(w: Workbench) -> None:
     paint_kidneys(w)
     paint_pelvis(w)
     paint_spleen(w)
+    paint_pancreas(w)
     paint_liver(w)
     paint_stomach(w)
     paint_colon(w)
