@@ -72,7 +72,8 @@ def test_tissues_look_right(phantoms: dict[str, Phantom], who: str) -> None:
     assert 60 < mean(ct, "liver") < 140
     assert mean(ct, "vertebrae_L3") > 150
     assert mean(suv, "urinary_bladder") > mean(suv, "liver") > mean(suv, "lungs")
-    assert (float(suv[0].max()) < 0.5 and ct[0].max() < -900) or who == "woman"
+    below_the_arms = slice(0, 230)
+    assert float(suv[0, :, below_the_arms].max()) < 0.5 and ct[0, :, below_the_arms].max() < -900
     names = {name for name, label in ORGAN_IDS.items() if (labels == label).any()}
     assert {f"rib_{side}_{i}" for side in ("left", "right") for i in range(1, 13)} <= names
     assert {f"vertebrae_T{i}" for i in range(1, 13)} | {f"vertebrae_L{i}" for i in range(1, 6)} <= names
