@@ -96,7 +96,7 @@ def test_stage_one_trains_from_subvolumes_alone(tmp_path: Path, data: Path) -> N
     i = StoredVolumes(tmp_path).demographics.index(person)
     assert torch.allclose(low, sample_low(tensor_blob(i), phase), atol=1e-3)
     with pytest.raises(InputError, match="no full volumes"):
-        StoredVolumes(tmp_path).draw(np.random.default_rng(0))
+        StoredVolumes(tmp_path).draw(np.random.default_rng(0), epoch=0)
 
 
 def test_stage_two_draws_full_volumes_alone(tmp_path: Path) -> None:
@@ -105,7 +105,7 @@ def test_stage_two_draws_full_volumes_alone(tmp_path: Path) -> None:
         write_low(tmp_path / "d", f"S{i}", tensor_blob(i), np.random.default_rng(i), 1)
         (tmp_path / "d" / "ct" / f"S{i}.npy").unlink()
     source = StoredVolumes(tmp_path / "d")
-    assert {source.draw(np.random.default_rng(k)).demographics for k in range(8)} == {source.demographics[1]}
+    assert {source.draw(np.random.default_rng(k), epoch=0).demographics for k in range(8)} == {source.demographics[1]}
 
 
 def test_residual_and_upsampling_add_up_and_samples_have_no_residual(data: Path) -> None:
