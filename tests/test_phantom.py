@@ -145,7 +145,7 @@ def test_drawn_uptake_has_the_published_correlations(sex: str) -> None:
 def test_canvas_meets_volumes_and_keeps_what_is_painted() -> None:
     axis = torch.arange(40.0)
     x, y, z = torch.meshgrid(axis, axis, axis, indexing="ij")
-    canvas = Canvas(x, y, z, (1.0, 1.0, 1.0), 0.001)
+    canvas = Canvas(x, y, z, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), 0.001)
     from vtrial.phantom.tissues import Material
 
     box = canvas.around([(20.3, 20.1, 19.8)], 15)
@@ -159,7 +159,7 @@ def test_canvas_meets_volumes_and_keeps_what_is_painted() -> None:
 def test_ellipsoid_and_tube_distances() -> None:
     axis = torch.arange(60.0)
     x, y, z = torch.meshgrid(axis, axis, axis, indexing="ij")
-    canvas = Canvas(x, y, z, (1.0, 1.0, 1.0), 0.001)
+    canvas = Canvas(x, y, z, (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), 0.001)
     box = canvas.box((0, 0, 0), (59, 59, 59))
     sphere = (box.ellipsoid((30, 30, 30), (12, 12, 12), rotation(10, 20, 30)) < 0).sum()
     assert int(sphere) == pytest.approx(4 / 3 * np.pi * 12**3, rel=0.02)

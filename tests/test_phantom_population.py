@@ -83,6 +83,6 @@ def test_liver_follows_weight_and_height(population: pd.DataFrame) -> None:
     design = np.column_stack([np.ones(len(population)), population["w"], population["h"], population["sex"] == "M"])
     slopes = np.linalg.lstsq(design.astype(float), population["liver_ml"].to_numpy())[0]
     # Published (healthy-fdg): 7.88 ml/kg and 6.98 ml/cm. In 400 people with the published residual SD the slopes have
-    # standard errors of about 1.3 ml/kg and 2.9 ml/cm: the exact law is tested on drawn volumes in test_phantom.py.
-    assert slopes[1] == pytest.approx(7.88, abs=0.3 * 7.88 + 1.3)
-    assert slopes[2] == pytest.approx(6.98, abs=0.3 * 6.98 + 2.9)
+    # standard errors of about 1.3 ml/kg and 2.9 ml/cm, so chance can fail this; test_phantom.py tests the law.
+    assert slopes[1] == pytest.approx(7.88, rel=0.3)
+    assert slopes[2] == pytest.approx(6.98, rel=0.3)

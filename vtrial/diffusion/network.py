@@ -5,7 +5,7 @@ skip connection). `layout="light"` spends fewer operations at the finest level: 
 level has one skip connection, and both sides have the same number of blocks.
 
 The network sees space-to-depth grids: with `patch` p, a volume of 2 channels is a grid of 2·p³ channels with sides p
-times shorter (`vtrial.diffusion.grids`).
+times shorter (`vtrial.diffusion.conditions.to_grid`).
 """
 
 from __future__ import annotations

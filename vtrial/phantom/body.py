@@ -101,7 +101,7 @@ def _fat_thickness(plan: BodyPlan, frame: Frame) -> float:
 def make_canvas(
     plan: BodyPlan, frame: Frame, rng: np.random.Generator, generator: torch.Generator
 ) -> tuple[Canvas, tuple[slice, slice, slice]]:
-    """Coordinates of the part of the grid that the body can fill, smoothly deformed (5 mm SD over about 80 mm)."""
+    """Coordinates of the part of the grid that the body can fill, smoothly deformed (4 mm SD over about 55 mm)."""
     device = generator.device
     fat = _fat_thickness(plan, frame) * frame.fat + 22.0
     low = float((frame.lean[2] - fat).min()) - frame.y_centre
@@ -123,9 +123,7 @@ def make_canvas(
         base = torch.tensor(values, dtype=torch.float32, device=device).view(view)
         grids.append(smooth_noise(shape, cells, generator).mul_(4.0).add_(base))
     voxel_ml = IN_PLANE_MM**2 * plan.extent_mm / SHAPE[2] / 1000.0
-    canvas = Canvas(grids[0], grids[1], grids[2], spacing, voxel_ml)
-    canvas.start = [float(a[0]) for a in axes]
-    return canvas, window
+    return Canvas(grids[0], grids[1], grids[2], [float(a[0]) for a in axes], spacing, voxel_ml), window
 
 
 def _superellipse(canvas: Canvas, profile: NDArray[np.float64]) -> Tensor:

@@ -92,14 +92,14 @@ class Canvas:
     `labels` uint8 TotalSegmentator ids, `material` uint8, both (x, y, z) over the window `window` of the full grid.
     """
 
-    def __init__(self, x: Tensor, y: Tensor, z: Tensor, spacing_ref_mm: Point, voxel_ml: float) -> None:
+    def __init__(self, x: Tensor, y: Tensor, z: Tensor, start_mm: Point, spacing_mm: Point, voxel_ml: float) -> None:
         self.x, self.y, self.z = x, y, z
-        self.spacing = [float(s) for s in spacing_ref_mm]
+        # Unwarped coordinates of the first voxel and steps: boxes are found from them, widened by the largest warp.
+        self.start = [float(s) for s in start_mm]
+        self.spacing = [float(s) for s in spacing_mm]
         self.voxel_ml = voxel_ml
         self.labels = torch.zeros(x.shape, dtype=torch.uint8, device=x.device)
         self.material = torch.zeros_like(self.labels)
-        # Unwarped coordinates of the first voxel: boxes are found from them, widened by the largest displacement.
-        self.start = [float(x[0, 0, 0]), float(y[0, 0, 0]), float(z[0, 0, 0])]
         self.margin = 14.0
 
     def box(self, low: Point, high: Point) -> Box:
