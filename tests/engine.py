@@ -91,8 +91,8 @@ class LoadFake:
 
 def fake_plan(load: LoadFake) -> Callable[..., CascadePlan]:
     """In the place of `cascade_plan`: these scans instead of a model's."""
-    from vtrial.cohort.support import Support  # here, as every worker imports this file and needs no torch
     from vtrial.generation import CascadePlan
+    from vtrial.records import Support  # here, as every worker imports this file and needs no torch
 
     everyone = Support((18, 90), (140, 210), (40, 200), (15, 60))
 

@@ -18,7 +18,8 @@ from vtrial.diffusion.conditions import Demographics
 from vtrial.diffusion.denoiser import Denoiser, StageConfig
 from vtrial.diffusion.network import NetworkConfig
 from vtrial.diffusion.sampler import SamplerConfig
-from vtrial.diffusion.weights import WEIGHT_FILES, ModelCard, StageCard, StageName, Support, save_weights, write_card
+from vtrial.diffusion.weights import WEIGHT_FILES, ModelCard, StageCard, StageName, save_weights, write_card
+from vtrial.records import Support
 from vtrial.training import read_config
 from vtrial.training.checkpoint import CHECKPOINT
 

@@ -15,8 +15,8 @@ from vtrial.cohort.recruit import recruit
 from vtrial.cohort.registry import find_spec
 from vtrial.cohort.report import render, subjects_frame, summarize, truncation_notes, write_subjects
 from vtrial.cohort.spec import Marginal, StrataSpec, SubjectsSpec, read_spec
-from vtrial.cohort.support import Support, check_support
-from vtrial.records import InputError, Subject
+from vtrial.cohort.support import check_support
+from vtrial.records import InputError, Subject, Support
 
 SUPPORT = Support(age_years=(18, 95), height_cm=(145, 205), weight_kg=(40, 150), bmi=(15, 50))
 
@@ -101,7 +101,7 @@ def test_extrapolated_bodies_are_flagged() -> None:
     flagged = check_support([body(), body(subject_id="p2", height_cm=210.0)], SUPPORT, extrapolate=True)
     assert [(f.subject_id, len(f.reasons)) for f in flagged] == [("p2", 1)]
     assert check_support([body(age_years=18.0, height_cm=145.0)], SUPPORT) == []  # limits belong to it
-    women = replace(SUPPORT, sexes=frozenset({"F"}))
+    women = replace(SUPPORT, sex=("F",))
     assert "sex M" in check_support([body(sex="M")], women, extrapolate=True)[0].reasons[0]
 
 

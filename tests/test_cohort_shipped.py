@@ -12,8 +12,8 @@ import pytest
 from vtrial.cohort.recruit import recruit
 from vtrial.cohort.registry import find_spec, shipped_cohorts
 from vtrial.cohort.spec import StrataSpec, SubjectsSpec, read_spec
-from vtrial.cohort.support import Support, check_support
-from vtrial.records import InputError
+from vtrial.cohort.support import check_support
+from vtrial.records import InputError, Support
 
 BUNDLED = Support(age_years=(18, 95), height_cm=(145, 205), weight_kg=(40, 150), bmi=(15, 50))
 STRATA = ("oncology", "autopet-test", "us-adults")  # phantom-training is what the model knows, not a cohort of people

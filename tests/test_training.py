@@ -1,6 +1,7 @@
 """Training: data cut as published, exact resumption, learning, faults, export with hashes."""
 
 import json
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 
@@ -9,13 +10,17 @@ import pytest
 import torch
 
 from tests.blobs import SHAPE, blob, tensor_blob, tiny, write_blobs
+from vtrial.cohort.registry import find_spec
+from vtrial.cohort.spec import read_spec
+from vtrial.cohort.support import support_of
 from vtrial.diffusion.conditions import Demographics, upsample
 from vtrial.diffusion.sampler import SamplerConfig
-from vtrial.diffusion.weights import Support, load_weights, read_card, save_weights, verify_model
-from vtrial.records import InputError
+from vtrial.diffusion.weights import load_weights, read_card, save_weights, verify_model
+from vtrial.records import InputError, Support
 from vtrial.training import StoredVolumes, TensorVolume, export_model, read_config, steps, train, write_low
 from vtrial.training.batches import make_batch, measure_scaling
 from vtrial.training.checkpoint import new_state, read_checkpoint
+from vtrial.training.config import OptimizerConfig
 from vtrial.training.data import PHASES, patch_pair, sample_low
 
 STAGES = ["global", "super-resolution"]
@@ -288,9 +293,31 @@ def test_weights_above_16_mib_are_refused(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_demographics_outside_the_support_are_named() -> None:
+def test_a_tables_support_is_what_it_covers() -> None:
     people = [blob(i)[2] for i in range(6)]
     support = Support.of(people)
-    assert all(support.problems(p) == [] for p in people)
-    problems = support.problems(Demographics("M", 5.0, 1.75, 80.0))
-    assert len(problems) == 2 and "age_years 5" in problems[0] and "height_cm 1.75" in problems[1]
+    assert support.sex == ("F", "M") and support.union(support) == support
+    for name in ("age_years", "height_cm", "weight_kg"):
+        values = [getattr(p, name) for p in people]
+        assert getattr(support, name) == (min(values), max(values))
+    bmi = [p.weight_kg / (p.height_cm / 100) ** 2 for p in people]
+    assert support.bmi == pytest.approx((min(bmi), max(bmi)))
+
+
+def test_phantoms_support_is_that_of_their_population(data: Path, tmp_path: Path) -> None:
+    for name in ("subjects.parquet", "ct", "suv"):
+        (tmp_path / name).symlink_to(data / name)
+    assert StoredVolumes(tmp_path).support == StoredVolumes(data).support
+    limits = support_of(read_spec(find_spec("phantom-training")))
+    assert limits == Support((18, 95), (145, 205), (40, 150), (15, 50))
+    (tmp_path / "manifest.json").write_text(json.dumps({"facts": {"support": asdict(limits)}}))
+    assert StoredVolumes(tmp_path).support == limits
+
+
+def test_the_rate_ramps_decays_and_cools_down() -> None:
+    plain = OptimizerConfig(lr=0.01, ramp_steps=10, decay_after=100)
+    assert plain.rate(5, 1000) == pytest.approx(0.005) and plain.rate(400, 1000) == pytest.approx(0.005)
+    cooled = plain.model_copy(update={"cooldown": 0.25})
+    assert cooled.rate(750, 1000) == pytest.approx(plain.rate(750, 1000))
+    assert cooled.rate(876, 1000) == pytest.approx(plain.rate(876, 1000) / 2)
+    assert 0.0 < cooled.rate(1000, 1000) < 0.01 * plain.rate(1000, 1000)

@@ -107,14 +107,17 @@ def held_out(spec: str | Path, each_sex: int, seed: int) -> list[Subject]:
     return [*chosen[0], *chosen[1]]
 
 
-def measure_phantom(subject: Subject, level: Level) -> dict[str, float]:
-    """What a subject's phantom measures, through the same intensity clipping as the model's volumes."""
+def measure_phantom(subject: Subject) -> dict[str, float]:
+    """What a subject's phantom measures, through the same intensity clipping as the model's volumes.
+
+    At both levels, as "global body_ml", "full body_ml" and so on: rendering takes longest.
+    """
     phantom = render_phantom(subject)
-    pair = torch.stack([encode_ct(phantom.ct_hu), encode_suv(phantom.suv)])
-    if level == "global":
-        px, py, pz = PHASE
-        pair = pair[:, px::FACTOR, py::FACTOR, pz::FACTOR].contiguous()
-    return _measure_pair(pair, subject.height_cm)
+    full = torch.stack([encode_ct(phantom.ct_hu), encode_suv(phantom.suv)])
+    px, py, pz = PHASE
+    pairs = {"global": full[:, px::FACTOR, py::FACTOR, pz::FACTOR].contiguous(), "full": full}
+    measured = {level: _measure_pair(pair, subject.height_cm) for level, pair in pairs.items()}
+    return {f"{level} {name}": value for level, row in measured.items() for name, value in row.items()}
 
 
 def measure_twin(cascade: Cascade, s: Subject, level: Level) -> dict[str, float]:
@@ -211,8 +214,9 @@ def assess(
         keep.mkdir(parents=True, exist_ok=True)
         samplers = {f"{stage} sampler": s.sampler.model_dump_json() for stage, s in cascade.card.stages.items()}
         made_by = identity_hash({**cascade.card.files, **samplers})
-        files = {"phantoms": keep / f"phantoms-{level}.csv", "twins": keep / f"twins-{level}-{made_by}.csv"}
-    phantoms = measure_all("phantoms", subjects, lambda s: measure_phantom(s, level), files["phantoms"], say)
+        files = {"phantoms": keep / "phantoms.csv", "twins": keep / f"twins-{level}-{made_by}.csv"}
+    phantoms = measure_all("phantoms", subjects, measure_phantom, files["phantoms"], say)
+    phantoms = phantoms.rename(columns={f"{level} {name}": name for name in MEASURES})
     twins = measure_all("twins", subjects, lambda s: measure_twin(cascade, s, level), files["twins"], say)
     truth, made = slopes(phantoms), slopes(twins)
     rows = [

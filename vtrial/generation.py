@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 
-from vtrial.cohort.support import Support
 from vtrial.diffusion.cascade import CascadeSampler, load_cascade
 from vtrial.diffusion.conditions import Demographics
 from vtrial.diffusion.tiles import tile_for
@@ -22,7 +21,7 @@ from vtrial.imaging.scans import LoadRenderer, Renderer, Scan
 from vtrial.memory import total_memory_bytes
 from vtrial.phantom import make_phantom
 from vtrial.randomness import Purpose, subject_torch_seed
-from vtrial.records import Subject
+from vtrial.records import Subject, Support
 from vtrial.runs import Identity
 
 SamplerName = Literal["heun", "heun-churn", "dpmpp-2m"]
@@ -55,7 +54,7 @@ def cascade_plan(
         load=LoadCascade(location, chosen),
         identity={"model": card.name, "model_sha256": model_sha256(card), "sampler": _sampler_text(chosen)},
         facts={"model": model, "model_files": card.files, "model_data": card.data},
-        support=_support(card),
+        support=card.support,
         standard=chosen == own,
     )
 
@@ -67,11 +66,6 @@ def model_sha256(card: ModelCard) -> str:
 
 def _sampler_text(sampler: CascadeSampler) -> str:
     return f"global {sampler.low.model_dump_json()}, super-resolution {sampler.high.model_dump_json()}"
-
-
-def _support(card: ModelCard) -> Support:
-    known = card.support
-    return Support(known.age_years, known.height_cm, known.weight_kg, sexes=frozenset(known.sex))
 
 
 @dataclass(frozen=True)
@@ -138,7 +132,7 @@ def describe_models(names: list[str]) -> list[dict[str, Any]]:
                 "description": card.description,
                 "data": card.data,
                 "license": card.license,
-                "support": card.support.model_dump(),
+                "support": asdict(card.support),
                 "megabytes": round(sum((folder / file).stat().st_size for file in card.files) / 1e6, 1),
                 "samplers": {stage: f"{s.sampler.name}, {s.sampler.steps} steps" for stage, s in card.stages.items()},
                 "sha256": model_sha256(card),

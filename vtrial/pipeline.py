@@ -7,7 +7,7 @@ caller's `Executor`.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from vtrial.cohort.recruit import recruit as draw
 from vtrial.cohort.registry import find_spec
 from vtrial.cohort.report import render, summarize, write_subjects
 from vtrial.cohort.spec import CohortSpec, SubjectsSpec, match_table, read_spec
-from vtrial.cohort.support import check_support
+from vtrial.cohort.support import check_support, support_of
 from vtrial.diffusion.sampler import SamplerConfig
 from vtrial.diffusion.weights import CARD, WEIGHT_FILES, ModelCard, StageName, list_models, read_card
 from vtrial.execution import CannotGoOn, Executor
@@ -177,7 +177,7 @@ def phantom(
             kind="phantom",
             location=out,
             identity=identity,
-            facts={"spec": str(spec.path)},
+            facts={"spec": str(spec.path), "support": asdict(support_of(spec))},
             subjects=subjects,
             n=n,
             load=LoadPhantom(),

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,12 +45,70 @@ class Subject:
     @property
     def bmi(self) -> float:
         """Body mass index in kg/m²."""
-        return self.weight_kg / (self.height_cm / 100.0) ** 2
+        return bmi_of(self)
 
     @property
     def bsa_m2(self) -> float:
         """Body surface area in m² (Du Bois 1916)."""
         return float(0.007184 * self.weight_kg**0.425 * self.height_cm**0.725)
+
+
+class Body(Protocol):
+    """Whoever has a sex, an age, a height and a weight."""
+
+    @property
+    def sex(self) -> Sex:
+        """F or M."""
+
+    @property
+    def age_years(self) -> float:
+        """Age in years."""
+
+    @property
+    def height_cm(self) -> float:
+        """Height in cm."""
+
+    @property
+    def weight_kg(self) -> float:
+        """Weight in kg."""
+
+
+def bmi_of(body: Body) -> float:
+    """Body mass index in kg/m²."""
+    return body.weight_kg / (body.height_cm / 100.0) ** 2
+
+
+@dataclass(frozen=True)
+class Support:
+    """The bodies that a model knows: inclusive ranges in years, cm, kg and kg/m²."""
+
+    age_years: tuple[float, float]
+    height_cm: tuple[float, float]
+    weight_kg: tuple[float, float]
+    bmi: tuple[float, float] = (0.0, 1000.0)
+    sex: tuple[Sex, ...] = ("F", "M")
+
+    @classmethod
+    def of(cls, people: Iterable[Body]) -> Support:
+        """The ranges that `people` cover."""
+        known = list(people)
+        values = zip(*((p.age_years, p.height_cm, p.weight_kg, bmi_of(p)) for p in known), strict=True)
+        ages, heights, weights, bmis = ((min(v), max(v)) for v in values)
+        return cls(ages, heights, weights, bmis, tuple(sorted({p.sex for p in known})))
+
+    def union(self, other: Support) -> Support:
+        """The ranges of both together."""
+        return Support(
+            _spanning(self.age_years, other.age_years),
+            _spanning(self.height_cm, other.height_cm),
+            _spanning(self.weight_kg, other.weight_kg),
+            _spanning(self.bmi, other.bmi),
+            tuple(sorted({*self.sex, *other.sex})),
+        )
+
+
+def _spanning(a: tuple[float, float], b: tuple[float, float]) -> tuple[float, float]:
+    return min(a[0], b[0]), max(a[1], b[1])
 
 
 @dataclass(frozen=True)

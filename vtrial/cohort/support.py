@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
+from vtrial.cohort.spec import CohortSpec, Stratum, SubjectsSpec
 from vtrial.cohort.table import raise_all
-from vtrial.records import Sex, Subject
+from vtrial.records import Subject, Support
 
 _KG_PER_POUND = 0.45359237
-
-
-@dataclass(frozen=True)
-class Support:
-    """The bodies that a model knows: inclusive ranges in years, cm, kg and kg/m²."""
-
-    age_years: tuple[float, float]
-    height_cm: tuple[float, float]
-    weight_kg: tuple[float, float]
-    bmi: tuple[float, float] = (0.0, math.inf)
-    sexes: frozenset[Sex] = frozenset({"F", "M"})
 
 
 @dataclass(frozen=True)
@@ -45,7 +35,7 @@ def _refuse(flagged: Sequence[Flagged]) -> None:
 
 
 def _reasons(subject: Subject, support: Support) -> tuple[str, ...]:
-    reasons = [] if subject.sex in support.sexes else [f"sex {subject.sex} is not among those the model was trained on"]
+    reasons = [] if subject.sex in support.sex else [f"sex {subject.sex} is not among those the model was trained on"]
     for name, unit in (("age_years", "years"), ("height_cm", "cm"), ("weight_kg", "kg"), ("bmi", "kg/m²")):
         value: float = getattr(subject, name)
         low, high = getattr(support, name)
@@ -57,3 +47,18 @@ def _reasons(subject: Subject, support: Support) -> tuple[str, ...]:
                 f"{name} {value:g} is outside {low:g} to {high:g} {unit} that the model was trained on{hint}"
             )
     return tuple(reasons)
+
+
+def support_of(spec: CohortSpec) -> Support:
+    """The bodies that a cohort may hold: the limits of its strata, or the ranges of its listed subjects."""
+    if isinstance(spec, SubjectsSpec):
+        return Support.of(spec.subjects)
+    return reduce(Support.union, map(_limits, spec.strata))
+
+
+def _limits(stratum: Stratum) -> Support:
+    whole = Support((0.0, 0.0), (0.0, 0.0), (0.0, 1000.0))  # no limit of weight or BMI
+    size = (stratum.size.min, stratum.size.max)
+    weight, bmi = (size, stratum.bmi_limits) if stratum.size_is == "weight" else (stratum.weight_limits, size)
+    age, height = ((m.min, m.max) for m in (stratum.age, stratum.height))
+    return Support(age, height, weight or whole.weight_kg, bmi or whole.bmi, (stratum.sex,))

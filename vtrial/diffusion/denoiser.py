@@ -13,6 +13,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
+from vtrial.diffusion.bands import from_bands, to_bands
 from vtrial.diffusion.conditions import PHASE, Demographics, from_grid, phase_vector, to_grid
 from vtrial.diffusion.layers import MPConv, MPFourier
 from vtrial.diffusion.network import Conditions, Network, NetworkConfig, Prepared
@@ -57,6 +58,8 @@ class StageConfig(BaseModel):
     """Of the volume (global) or of the residual (super-resolution)."""
     low_scaling: Scaling = Scaling()
     """Of the upsampled low-resolution pair when it is a condition."""
+    band_sd: tuple[PositiveFloat, ...] = ()
+    """SD of every channel of the scaled grid in Haar bands; empty: the grid holds voxels, all of SD sigma_data."""
 
     @model_validator(mode="after")
     def _consistent(self) -> StageConfig:
@@ -65,6 +68,8 @@ class StageConfig(BaseModel):
             raise ValueError(f"condition_center and condition_scale need {expected} values")
         if self.network.low_resolution != (self.stage == "super-resolution"):
             raise ValueError("low_resolution belongs to the super-resolution stage, and only there")
+        if len(self.band_sd) not in (0, self.network.grid_channels):
+            raise ValueError(f"band_sd needs {self.network.grid_channels} values, one for each channel of the grid")
         return self
 
     def vector(self, demographics: Demographics, phase: tuple[int, int, int] = PHASE) -> tuple[float, ...]:
@@ -73,11 +78,17 @@ class StageConfig(BaseModel):
 
     def encode(self, volume: Tensor) -> Tensor:
         """Volumes (b, 2, x, y, z), or residuals, to the scaled grid of the network."""
-        return to_grid(self.scaling.encode(volume, self.sigma_data), self.network.patch)
+        grid = to_grid(self.scaling.encode(volume, self.sigma_data), self.network.patch)
+        return to_bands(grid, self.network.patch) if self.band_sd else grid
 
     def decode(self, grid: Tensor) -> Tensor:
         """The inverse of `encode`."""
-        return self.scaling.decode(from_grid(grid, self.network.patch), self.sigma_data)
+        voxels = from_bands(grid, self.network.patch) if self.band_sd else grid
+        return self.scaling.decode(from_grid(voxels, self.network.patch), self.sigma_data)
+
+    def channel_sd(self, like: Tensor) -> Tensor:
+        """σ_data of the channels of a grid, to broadcast over it: (1, 2p³, 1, 1, 1), or one number for all."""
+        return like.new_tensor(self.band_sd or (self.sigma_data,)).view(1, -1, 1, 1, 1)
 
     def encode_low(self, upsampled: Tensor) -> Tensor:
         """The upsampled low-resolution pair (b, 2, x, y, z) to a grid of magnitude near 1."""
@@ -121,7 +132,7 @@ class Denoiser(nn.Module):
 
     def forward(self, x: Tensor, sigma: Tensor, prepared: Prepared, dtype: torch.dtype = torch.float32) -> Tensor:
         """Expected clean grid, float32, for noise levels `sigma` (b,); the network computes in `dtype`."""
-        data = self.config.sigma_data
+        data = self.config.channel_sd(x)
         s = sigma.float().view(-1, 1, 1, 1, 1)
         total = (s**2 + data**2).sqrt()
         out = self.network((x / total).to(dtype), sigma.float().log() / 4.0, prepared)
@@ -130,14 +141,19 @@ class Denoiser(nn.Module):
     def loss(
         self, clean: Tensor, sigma: Tensor, noise: Tensor, conditions: Conditions, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
-        """(loss to minimise, plain weighted error (b,)): equations 14 and 15; λ(σ) makes the error 1 at the start."""
+        """(loss to minimise, plain weighted error (b,)): equations 14 and 15; λ(σ) makes the error 1 at the start.
+
+        In bands, a channel weighs as its c_out (EDM's λ weighs all alike, the plain squared error as c_out²): fine
+        bands are many and small.
+        """
         shape = (clean.shape[2], clean.shape[3], clean.shape[4])
         prepared = self.network.prepare(conditions, shape, dtype)
         s = sigma.view(-1, 1, 1, 1, 1)
         denoised = self(clean + s * noise, sigma, prepared, dtype)
-        data = self.config.sigma_data
-        weight = (sigma**2 + data**2) / (sigma * data) ** 2
-        error = weight * (denoised - clean).square().flatten(1).mean(1)
+        data = self.config.channel_sd(clean)
+        scale = s * data / (s**2 + data**2).sqrt()  # c_out
+        weight = scale / scale.mean(1, keepdim=True)
+        error = (weight * ((denoised - clean) / scale).square()).flatten(1).mean(1)
         u = self.uncertainty(self.uncertainty_features(sigma.log() / 4.0))[:, 0]
         return (error / u.exp() + u).mean(), error.detach()
 

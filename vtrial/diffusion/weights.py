@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,11 +17,10 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vtrial.diffusion.conditions import Demographics
 from vtrial.diffusion.denoiser import StageConfig
 from vtrial.diffusion.sampler import SamplerConfig
 from vtrial.geometry import EXTENT_SLICES_AT_0, EXTENT_SLICES_PER_M
-from vtrial.records import InputError, Sex
+from vtrial.records import InputError, Support
 
 MODELS = Path(__file__).parent.parent / "assets" / "models"
 CARD = "card.json"
@@ -35,50 +34,6 @@ WEIGHT_FILES: dict[StageName, str] = {
 
 class _Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class Support(_Strict):
-    """The demographics a model was trained on: each range is (least, greatest)."""
-
-    sex: tuple[Sex, ...] = ("F", "M")
-    age_years: tuple[float, float]
-    height_cm: tuple[float, float]
-    weight_kg: tuple[float, float]
-
-    @classmethod
-    def of(cls, people: Iterable[Demographics]) -> Support:
-        """The ranges that `people` cover."""
-        known = list(people)
-        ages, heights, weights = zip(*((p.age_years, p.height_cm, p.weight_kg) for p in known), strict=True)
-        sexes: tuple[Sex, ...] = tuple(sorted({p.sex for p in known}))
-        return cls(
-            sex=sexes,
-            age_years=(min(ages), max(ages)),
-            height_cm=(min(heights), max(heights)),
-            weight_kg=(min(weights), max(weights)),
-        )
-
-    def union(self, other: Support) -> Support:
-        """The ranges of both together."""
-
-        def wider(a: tuple[float, float], b: tuple[float, float]) -> tuple[float, float]:
-            return min(a[0], b[0]), max(a[1], b[1])
-
-        return Support(
-            sex=tuple(sorted({*self.sex, *other.sex})),
-            age_years=wider(self.age_years, other.age_years),
-            height_cm=wider(self.height_cm, other.height_cm),
-            weight_kg=wider(self.weight_kg, other.weight_kg),
-        )
-
-    def problems(self, person: Demographics) -> list[str]:
-        """What lies outside, one sentence each; empty if the model covers this person."""
-        found = [] if person.sex in self.sex else [f"sex {person.sex} is not among {', '.join(self.sex)}"]
-        for name in ("age_years", "height_cm", "weight_kg"):
-            value, (low, high) = getattr(person, name), getattr(self, name)
-            if not low <= value <= high:
-                found.append(f"{name} {value:g} is outside {low:g} to {high:g}")
-        return found
 
 
 class ExtentFit(_Strict):

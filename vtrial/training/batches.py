@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vtrial.diffusion.bands import to_bands
 from vtrial.diffusion.conditions import coordinates, upsample
 from vtrial.diffusion.denoiser import Scaling, StageConfig
 from vtrial.diffusion.network import Conditions
@@ -119,14 +120,22 @@ def measure_scaling(config: TrainingConfig, source: VolumeSource) -> StageConfig
 
     Residuals keep center 0, so that no residual stays no residual.
     """
-    if config.scaling and (config.low_scaling or config.stage == "global"):
+    if config.scaling and (config.low_scaling or config.stage == "global") and not config.bands:
         return config.stage_config(config.scaling, config.low_scaling or Scaling())
     count = -(-SCALING_EXAMPLES // config.batch)
     # steps that no training reaches, so these batches are not trained on
     drawn = [make_batch(config, source, 10**9 + i) for i in range(count)]
     scaling = _moments([b.target for b in drawn], centered=config.stage == "global")
     low = _moments([b.upsampled for b in drawn if b.upsampled is not None], centered=True)
-    return config.stage_config(scaling, low)
+    stage = config.stage_config(scaling, low)
+    if not config.bands:
+        return stage
+    return config.stage_config(scaling, low, _band_sd(stage, [b.target for b in drawn]))
+
+
+def _band_sd(stage: StageConfig, volumes: list[Tensor]) -> tuple[float, ...]:
+    bands = torch.cat([to_bands(stage.encode(v), stage.network.patch).transpose(0, 1).flatten(1) for v in volumes], 1)
+    return tuple(round(float(sd), 5) for sd in bands.double().square().mean(1).sqrt().clamp(min=1e-3))
 
 
 def _moments(volumes: list[Tensor], centered: bool) -> Scaling:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 from torch import nn
 
 from vtrial.diffusion.denoiser import Denoiser, StageConfig
 from vtrial.diffusion.ema import PowerEma
-from vtrial.diffusion.weights import Support, load_weights, model_folder, read_card
-from vtrial.records import InputError
+from vtrial.diffusion.weights import load_weights, model_folder, read_card
+from vtrial.records import InputError, Support
 from vtrial.training.config import TrainingConfig
 
 CHECKPOINT = "checkpoint.pt"
@@ -74,7 +76,7 @@ def save_checkpoint(folder: Path, config: TrainingConfig, state: TrainingState) 
     content = {
         "config": config.model_dump_json(),
         "stage": state.stage.model_dump_json(),
-        "support": state.support.model_dump_json(),
+        "support": json.dumps(asdict(state.support)),
         "denoiser": state.denoiser.state_dict(),
         "optimizer": state.optimizer.state_dict(),
         "ema": {str(length): average for length, average in state.ema.averages.items()},
@@ -99,6 +101,11 @@ def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str,
     return content
 
 
+def read_support(text: str) -> Support:
+    """The support as `save_checkpoint` wrote it."""
+    return TypeAdapter(Support).validate_json(text)
+
+
 def restore_state(folder: Path, config: TrainingConfig, device: torch.device) -> TrainingState:
     """The state of an interrupted run; InputError if it was made with another configuration."""
     path = folder / CHECKPOINT
@@ -108,7 +115,7 @@ def restore_state(folder: Path, config: TrainingConfig, device: torch.device) ->
     if changed:
         raise InputError(f"{folder}: trained with another configuration ({', '.join(changed)}); choose another --out")
     stage = StageConfig.model_validate_json(content["stage"])
-    state = new_state(config, stage, Support.model_validate_json(content["support"]), device)
+    state = new_state(config, stage, read_support(content["support"]), device)
     state.denoiser.load_state_dict(content["denoiser"])
     state.optimizer.load_state_dict(content["optimizer"])
     for length, average in content["ema"].items():

@@ -18,18 +18,23 @@ NotNegative = Annotated[int, Field(ge=0)]
 
 
 class OptimizerConfig(BaseModel):
-    """Adam with betas 0.9 and 0.99; rate = lr · min(step / ramp_steps, 1) / √max(step / decay_after, 1)."""
+    """Adam with betas 0.9 and 0.99; rate = lr · min(step / ramp_steps, 1) / √max(step / decay_after, 1).
+
+    Over the last `cooldown` of the steps it falls linearly to zero besides: short runs gain much by it.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     lr: Annotated[float, Field(gt=0.0)] = 0.01
     ramp_steps: NotNegative = 100
     decay_after: Positive = 1000
+    cooldown: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0
 
-    def rate(self, step: int) -> float:
-        """Learning rate of step 1, 2, …"""
+    def rate(self, step: int, steps: int) -> float:
+        """Learning rate of step 1, 2, … of `steps`."""
         ramp = min(step / self.ramp_steps, 1.0) if self.ramp_steps else 1.0
-        return float(self.lr * ramp / max(step / self.decay_after, 1.0) ** 0.5)
+        cooling = min((steps + 1 - step) / (self.cooldown * steps), 1.0) if self.cooldown else 1.0
+        return float(self.lr * ramp * max(cooling, 0.0) / max(step / self.decay_after, 1.0) ** 0.5)
 
 
 class DataConfig(BaseModel):
@@ -66,6 +71,8 @@ class TrainingConfig(BaseModel):
     sigma_data: Annotated[float, Field(gt=0.0)] = 0.5
     scaling: Scaling | None = None
     """Measured from the data when absent."""
+    bands: bool = False
+    """Whether the grid holds Haar bands, each with an SD measured from the data, in place of voxels."""
     low_scaling: Scaling | None = None
     noise: NoiseConfig = NoiseConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -90,7 +97,7 @@ class TrainingConfig(BaseModel):
             raise ValueError("batch must be a multiple of microbatch")
         return self
 
-    def stage_config(self, scaling: Scaling, low_scaling: Scaling) -> StageConfig:
+    def stage_config(self, scaling: Scaling, low_scaling: Scaling, band_sd: tuple[float, ...] = ()) -> StageConfig:
         """The part that goes with the weights."""
         return StageConfig(
             stage=self.stage,
@@ -99,6 +106,7 @@ class TrainingConfig(BaseModel):
             phase_condition=self.phase_condition,
             scaling=self.scaling or scaling,
             low_scaling=self.low_scaling or low_scaling,
+            band_sd=band_sd,
         )
 
 

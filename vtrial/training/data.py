@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -10,13 +11,14 @@ import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 from torch import Tensor
 
 from vtrial.diffusion.conditions import PHASE, Demographics
-from vtrial.diffusion.weights import Support
 from vtrial.geometry import FACTOR
 from vtrial.imaging.codec import encode_ct, encode_suv
-from vtrial.records import InputError
+from vtrial.records import InputError, Support
+from vtrial.runs import MANIFEST
 
 Triple = tuple[int, int, int]
 PHASES: tuple[Triple, ...] = tuple((x, y, z) for x in range(FACTOR) for y in range(FACTOR) for z in range(FACTOR))
@@ -147,8 +149,11 @@ class StoredVolumes:
 
     @property
     def support(self) -> Support:
-        """Ranges of the demographics."""
-        return Support.of(self.demographics)
+        """Of the population that phantoms were drawn from, as their manifest tells; else what the table covers."""
+        manifest = self.folder / MANIFEST
+        facts = json.loads(manifest.read_text())["facts"] if manifest.is_file() else {}
+        known = facts.get("support")
+        return TypeAdapter(Support).validate_python(known) if known else Support.of(self.demographics)
 
     def _files(self, subject_id: str) -> tuple[Path, Path]:
         return self.folder / "ct" / f"{subject_id}.npy", self.folder / "suv" / f"{subject_id}.npy"

@@ -11,9 +11,9 @@ import torch
 
 from vtrial.diffusion.denoiser import StageConfig
 from vtrial.diffusion.sampler import SamplerConfig
-from vtrial.diffusion.weights import WEIGHT_FILES, ModelCard, StageCard, StageName, Support, save_weights, write_card
-from vtrial.records import InputError
-from vtrial.training.checkpoint import CHECKPOINT, read_checkpoint
+from vtrial.diffusion.weights import WEIGHT_FILES, ModelCard, StageCard, StageName, save_weights, write_card
+from vtrial.records import InputError, Support
+from vtrial.training.checkpoint import CHECKPOINT, read_checkpoint, read_support
 from vtrial.training.config import TrainingConfig
 from vtrial.training.loop import METRICS
 
@@ -87,7 +87,7 @@ def _export_stage(
         loss=_loss_curve(run / METRICS),
         sampler=sampler,
     )
-    return card, Support.model_validate_json(content["support"])
+    return card, read_support(content["support"])
 
 
 def _loss_curve(path: Path) -> tuple[tuple[int, float], ...]:

@@ -49,7 +49,7 @@ def steps(
 def _step(config: TrainingConfig, state: TrainingState, batch: Batch) -> StepReport:
     state.step += 1
     for group in state.optimizer.param_groups:
-        group["lr"] = config.optimizer.rate(state.step)
+        group["lr"] = config.optimizer.rate(state.step, config.steps)
     device = batch.target.device
     generator = torch.Generator(device).manual_seed(config.seed * 1_000_003 + state.step)
     sigma = config.noise.draw(config.batch, generator)

@@ -15,11 +15,11 @@ from torch import Tensor
 
 from vtrial.cohort.recruit import recruit
 from vtrial.cohort.spec import read_spec
+from vtrial.cohort.support import support_of
 from vtrial.diffusion.conditions import Demographics
-from vtrial.diffusion.weights import Support
 from vtrial.imaging.codec import encode_ct, encode_suv
 from vtrial.phantom.population import render_phantom
-from vtrial.records import Subject
+from vtrial.records import Subject, Support
 from vtrial.training.data import PHASES, TensorVolume, Triple, sample_low
 
 PEOPLE = 50_000  # recruited once; a longer training meets them again, in other bodies
@@ -35,16 +35,14 @@ class PhantomStream:
     spec: Path
     seed: int = 0
     pool: int = 24
+    support: Support = field(init=False)
     device: torch.device = field(default_factory=lambda: torch.device("cuda" if torch.cuda.is_available() else "cpu"))
 
     def __post_init__(self) -> None:
-        self._people = recruit(read_spec(self.spec), PEOPLE, self.seed)
+        spec = read_spec(self.spec)
+        self.support = support_of(spec)
+        self._people = recruit(spec, PEOPLE, self.seed)
         self._kept: dict[int, TensorVolume] = {}
-
-    @property
-    def support(self) -> Support:
-        """Ranges of the demographics of the whole row of people."""
-        return Support.of([_demographics(s) for s in self._people])
 
     def draw(self, rng: np.random.Generator, epoch: int) -> TensorVolume:
         """A random phantom of the pool of this epoch."""
