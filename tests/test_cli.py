@@ -15,10 +15,10 @@ from engine import PEOPLE, LoadFake, fake_plan
 import vtrial.pipeline
 from vtrial.cli import app, main
 from vtrial.diffusion.conditions import Demographics
-from vtrial.diffusion.denoiser import Denoiser, StageConfig
+from vtrial.diffusion.denoiser import Denoiser, StageConfig, StageName
 from vtrial.diffusion.network import NetworkConfig
 from vtrial.diffusion.sampler import SamplerConfig
-from vtrial.diffusion.weights import WEIGHT_FILES, ModelCard, StageCard, StageName, save_weights, write_card
+from vtrial.diffusion.weights import WEIGHT_FILES, ModelCard, StageCard, save_weights, write_card
 from vtrial.records import Support
 from vtrial.training import read_config
 from vtrial.training.checkpoint import CHECKPOINT
@@ -240,7 +240,7 @@ def tiny_model(folder: Path) -> Path:
     stages: dict[StageName, StageCard] = {}
     for stage, file in WEIGHT_FILES.items():
         network = NetworkConfig(
-            patch=4, channels=(8, 8), blocks=(1, 1), attention_head_channels=0, low_resolution=stage != "global"
+            patch=4, channels=(8, 8), blocks=(1, 1), attention_head_channels=0, low_resolution=stage == "super-resolution"
         )
         config = StageConfig(stage=stage, network=network)
         torch.manual_seed(0)

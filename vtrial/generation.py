@@ -52,7 +52,11 @@ def cascade_plan(
     location = model if folder.parent == MODELS else str(folder.absolute())
     return CascadePlan(
         load=LoadCascade(location, chosen),
-        identity={"model": card.name, "model_sha256": model_sha256(card), "sampler": _sampler_text(chosen)},
+        identity={
+            "model": card.name,
+            "model_sha256": model_sha256(card),
+            "sampler": _sampler_text(chosen, card.handover),
+        },
         facts={"model": model, "model_files": card.files, "model_data": card.data},
         support=card.support,
         standard=chosen == own,
@@ -64,8 +68,9 @@ def model_sha256(card: ModelCard) -> str:
     return hashlib.sha256(json.dumps(card.files, sort_keys=True).encode()).hexdigest()
 
 
-def _sampler_text(sampler: CascadeSampler) -> str:
-    return f"global {sampler.low.model_dump_json()}, super-resolution {sampler.high.model_dump_json()}"
+def _sampler_text(sampler: CascadeSampler, handover: float) -> str:
+    expert = f", global-detail below {handover:g}" if handover else ""
+    return f"global {sampler.low.model_dump_json()}, super-resolution {sampler.high.model_dump_json()}{expert}"
 
 
 @dataclass(frozen=True)

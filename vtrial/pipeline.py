@@ -18,8 +18,9 @@ from vtrial.cohort.registry import find_spec
 from vtrial.cohort.report import render, summarize, write_subjects
 from vtrial.cohort.spec import CohortSpec, SubjectsSpec, match_table, read_spec
 from vtrial.cohort.support import check_support, support_of
+from vtrial.diffusion.denoiser import StageName
 from vtrial.diffusion.sampler import SamplerConfig
-from vtrial.diffusion.weights import CARD, WEIGHT_FILES, ModelCard, StageName, list_models, read_card
+from vtrial.diffusion.weights import CARD, WEIGHT_FILES, ModelCard, list_models, read_card
 from vtrial.execution import CannotGoOn, Executor
 from vtrial.generation import LoadPhantom, SamplerName, cascade_plan, describe_models
 from vtrial.imaging.scans import Layout
@@ -37,6 +38,7 @@ PREVIEW = "preview.png"
 # What a freshly trained stage is sampled with until its card says otherwise; noise levels of decision 011.
 FRESH_SAMPLERS: dict[StageName, SamplerConfig] = {
     "global": SamplerConfig(steps=24, sigma_max=200.0),
+    "global-detail": SamplerConfig(sigma_max=0.8),  # where it takes over; how it is sampled, "global" says
     "super-resolution": SamplerConfig(name="dpmpp-2m", steps=12, sigma_max=20.0),
 }
 
@@ -102,7 +104,9 @@ def train(
     runs: dict[StageName, Path] = {stage: out / "training" / stage for stage in WEIGHT_FILES}
     runs = {stage: folder for stage, folder in runs.items() if (folder / CHECKPOINT).is_file()}
     known = read_card(out) if (out / CARD).is_file() else None
-    levels = {"sigma_min": settings.noise.sigma_min, "sigma_max": settings.noise.sigma_max}
+    # an expert takes over in the middle of what it knows
+    highest = settings.noise.sigma_max / (2.0 if settings.stage == "global-detail" else 1.0)
+    levels = {"sigma_min": settings.noise.sigma_min, "sigma_max": highest}
     fresh = FRESH_SAMPLERS | {settings.stage: FRESH_SAMPLERS[settings.stage].model_copy(update=levels)}
     samplers = {
         stage: known.stages[stage].sampler if known and stage in known.stages else fresh[stage] for stage in runs

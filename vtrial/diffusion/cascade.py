@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from vtrial.diffusion.conditions import Demographics, coordinates, upsample
-from vtrial.diffusion.denoiser import Denoiser, load_denoiser
+from vtrial.diffusion.denoiser import Denoiser, StageConfig, StageName, load_denoiser
 from vtrial.diffusion.network import Conditions, Prepared
-from vtrial.diffusion.sampler import SAMPLERS, SamplerConfig, sample
+from vtrial.diffusion.sampler import SAMPLERS, Denoise, SamplerConfig, sample
 from vtrial.diffusion.tiles import Triple, Where, blend_tiles
-from vtrial.diffusion.weights import ModelCard, StageName, load_weights, model_folder, verify_model
+from vtrial.diffusion.weights import ModelCard, load_weights, model_folder, verify_model
 from vtrial.geometry import LOW_SHAPE
 from vtrial.memory import keep_freed_memory
 from vtrial.records import InputError
@@ -69,6 +69,8 @@ class Cascade:
 
     card: ModelCard
     low: Denoiser
+    detail: Denoiser | None
+    """The expert of stage 1 at low noise, if the model has one."""
     high: Denoiser
     device: torch.device
     dtype: torch.dtype
@@ -103,20 +105,29 @@ class Cascade:
         progress: Progress | None = None,
     ) -> Tensor:
         """Stage 1 for a batch: (b, 2, 56, 56, 96) in model space, clipped to [0, 1]."""
-        stage = self.low.config
+        stage, patch = self.low.config, self.low.config.network.patch
+        denoise = self._whole_low(self.low, people)
+        if self.detail is not None:
+            denoise = _hand_over(
+                (stage, denoise), (self.detail.config, self._whole_low(self.detail, people)), self.card.handover
+            )
+        size = (len(people), stage.network.grid_channels, *_grid_shape(LOW_SHAPE, patch))
+        return stage.decode(self._run("global", denoise, size, noise, sampler, progress)).clamp(0.0, 1.0)
+
+    def _whole_low(self, denoiser: Denoiser, people: list[Demographics]) -> Denoise:
+        """D on the grid of `denoiser`, for whole low-resolution volumes of `people`."""
+        stage, patch = denoiser.config, denoiser.config.network.patch
         vector = torch.tensor([stage.vector(person) for person in people], device=self.device)
         where = None
         if stage.network.coordinates:
-            where = coordinates((0, 0, 0), LOW_SHAPE, LOW_SHAPE, stage.network.patch).to(self.device)
+            where = coordinates((0, 0, 0), LOW_SHAPE, LOW_SHAPE, patch).to(self.device)
             where = where.expand(len(people), -1, -1, -1, -1)
-        shape = _grid_shape(LOW_SHAPE, stage.network.patch)
-        prepared = self.low.network.prepare(Conditions(vector, None, where), shape, self.dtype)
+        prepared = denoiser.network.prepare(Conditions(vector, None, where), _grid_shape(LOW_SHAPE, patch), self.dtype)
 
         def denoise(x: Tensor, sigma: float) -> Tensor:
-            return _call(self.low, x, sigma, prepared, self.dtype)
+            return _call(denoiser, x, sigma, prepared, self.dtype)
 
-        x = self._run("global", denoise, (len(people), stage.network.grid_channels, *shape), noise, sampler, progress)
-        return stage.decode(x).clamp(0.0, 1.0)
+        return denoise
 
     @torch.inference_mode()
     def refine(
@@ -161,7 +172,7 @@ class Cascade:
     def _run(
         self,
         name: StageName,
-        denoise: Callable[[Tensor, float], Tensor],
+        denoise: Denoise,
         size: tuple[int, ...],
         generator: torch.Generator,
         sampler: SamplerConfig | None,
@@ -175,6 +186,21 @@ class Cascade:
             if progress is not None:
                 progress(name, i, config.steps)
         return x
+
+
+def _hand_over(high: tuple[StageConfig, Denoise], low: tuple[StageConfig, Denoise], sigma_below: float) -> Denoise:
+    """`high` down to `sigma_below`, then the expert `low`, both on the grid of `high` (eDiff-I, arXiv 2211.01324).
+
+    Grids are rotations of the same scaled voxels, so noise is white in both.
+    """
+    (outer, above), (inner, below) = high, low
+
+    def denoise(x: Tensor, sigma: float) -> Tensor:
+        if sigma >= sigma_below:
+            return above(x, sigma)
+        return outer.grid_of(inner.voxels_of(below(inner.grid_of(outer.voxels_of(x)), sigma)))
+
+    return denoise
 
 
 def _call(denoiser: Denoiser, x: Tensor, sigma: float, prepared: Prepared, dtype: torch.dtype) -> Tensor:
@@ -204,4 +230,4 @@ def load_cascade(
             raise InputError(f"{folder / stage.file}: does not fit the network of the card: {error}") from None
     if place.type == "cpu":
         keep_freed_memory()
-    return Cascade(card, stages["global"], stages["super-resolution"], place, dtype)
+    return Cascade(card, stages["global"], stages.get("global-detail"), stages["super-resolution"], place, dtype)

@@ -18,6 +18,8 @@ from vtrial.diffusion.conditions import PHASE, Demographics, from_grid, phase_ve
 from vtrial.diffusion.layers import MPConv, MPFourier
 from vtrial.diffusion.network import Conditions, Network, NetworkConfig, Prepared
 
+StageName = Literal["global", "global-detail", "super-resolution"]
+"""Networks of the cascade; "global-detail" is stage 1 at low noise, an expert of its own."""
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
 
@@ -49,7 +51,7 @@ class StageConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    stage: Literal["global", "super-resolution"]
+    stage: StageName
     network: NetworkConfig
     sigma_data: PositiveFloat = 0.5
     phase_condition: bool = False
@@ -78,13 +80,20 @@ class StageConfig(BaseModel):
 
     def encode(self, volume: Tensor) -> Tensor:
         """Volumes (b, 2, x, y, z), or residuals, to the scaled grid of the network."""
-        grid = to_grid(self.scaling.encode(volume, self.sigma_data), self.network.patch)
-        return to_bands(grid, self.network.patch) if self.band_sd else grid
+        return self.grid_of(self.scaling.encode(volume, self.sigma_data))
 
     def decode(self, grid: Tensor) -> Tensor:
         """The inverse of `encode`."""
-        voxels = from_bands(grid, self.network.patch) if self.band_sd else grid
-        return self.scaling.decode(from_grid(voxels, self.network.patch), self.sigma_data)
+        return self.scaling.decode(self.voxels_of(grid), self.sigma_data)
+
+    def grid_of(self, voxels: Tensor) -> Tensor:
+        """Scaled voxels (b, 2, x, y, z) to the grid (b, 2p³, x/p, y/p, z/p) of voxels or bands: a rotation."""
+        grid = to_grid(voxels, self.network.patch)
+        return to_bands(grid, self.network.patch) if self.band_sd else grid
+
+    def voxels_of(self, grid: Tensor) -> Tensor:
+        """The inverse of `grid_of`."""
+        return from_grid(from_bands(grid, self.network.patch) if self.band_sd else grid, self.network.patch)
 
     def channel_sd(self, like: Tensor) -> Tensor:
         """σ_data of the channels of a grid, to broadcast over it: (1, 2p³, 1, 1, 1), or one number for all."""

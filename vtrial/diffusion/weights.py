@@ -10,14 +10,14 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from vtrial.diffusion.denoiser import StageConfig
+from vtrial.diffusion.denoiser import StageConfig, StageName
 from vtrial.diffusion.sampler import SamplerConfig
 from vtrial.geometry import EXTENT_SLICES_AT_0, EXTENT_SLICES_PER_M
 from vtrial.records import InputError, Support
@@ -25,9 +25,9 @@ from vtrial.records import InputError, Support
 MODELS = Path(__file__).parent.parent / "assets" / "models"
 CARD = "card.json"
 MAX_BYTES = 16 * 2**20
-StageName = Literal["global", "super-resolution"]
 WEIGHT_FILES: dict[StageName, str] = {
     "global": "global.safetensors",
+    "global-detail": "global_detail.safetensors",
     "super-resolution": "super_resolution.safetensors",
 }
 
@@ -72,6 +72,21 @@ class ModelCard(_Strict):
     stages: dict[StageName, StageCard]
     fidelity: list[dict[str, Any]] | dict[str, Any] = Field(default_factory=list)
     """Twins against held-out volumes, and the command that makes the table."""
+
+    @model_validator(mode="after")
+    def _one_scaling(self) -> ModelCard:
+        detail, low = self.stages.get("global-detail"), self.stages.get("global")
+        if detail and low:
+            for name in ("scaling", "sigma_data", "phase_condition"):
+                if getattr(detail.config, name) != getattr(low.config, name):
+                    raise ValueError(f"global-detail takes over from global: both need the same {name}")
+        return self
+
+    @property
+    def handover(self) -> float:
+        """The noise level below which "global-detail" takes over: its sampler's sigma_max; 0 without it."""
+        detail = self.stages.get("global-detail")
+        return detail.sampler.sigma_max if detail else 0.0
 
     @property
     def files(self) -> dict[str, str]:
@@ -161,7 +176,8 @@ def verify_model(name_or_dir: str | Path) -> ModelCard:
 
 
 def _missing(card: ModelCard) -> list[StageName]:
-    return [stage for stage in WEIGHT_FILES if stage not in card.stages]
+    needed: tuple[StageName, ...] = ("global", "super-resolution")
+    return [stage for stage in needed if stage not in card.stages]
 
 
 def list_models() -> list[str]:

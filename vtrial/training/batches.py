@@ -56,7 +56,7 @@ def _rng(config: TrainingConfig, step: int) -> np.random.Generator:
 
 def make_batch(config: TrainingConfig, source: VolumeSource, step: int) -> Batch:
     """The batch of a step (from 1)."""
-    if config.stage == "global":
+    if config.stage != "super-resolution":
         return _global_batch(config, source, step)
     return _patch_batch(config, source, step)
 
@@ -67,9 +67,13 @@ def _global_batch(config: TrainingConfig, source: VolumeSource, step: int) -> Ba
     drawn = [source.draw_low(rng, epoch) for _ in range(config.batch)]
     stage = config.stage_config(Scaling(), Scaling())
     vector = torch.tensor([stage.vector(who, phase) for _, phase, who in drawn], device=source.device)
-    target = torch.stack([low for low, _, _ in drawn])
-    shape = (target.shape[2], target.shape[3], target.shape[4])
-    return Batch(target, vector, None, ((0, 0, 0),) * config.batch, shape)
+    whole: Triple = drawn[0][0].shape[1:]  # type: ignore[assignment]
+    shape = whole if config.stage == "global" else config.data.patch_shape
+    origins = tuple(_origin(rng, whole, shape, config.network.patch) for _ in drawn)
+    parts = [
+        low[:, x : x + shape[0], y : y + shape[1], z : z + shape[2]] for (low, _, _), (x, y, z) in zip(drawn, origins)
+    ]
+    return Batch(torch.stack(parts), vector, None, origins, whole)
 
 
 def _patch_batch(config: TrainingConfig, source: VolumeSource, step: int) -> Batch:
@@ -120,12 +124,12 @@ def measure_scaling(config: TrainingConfig, source: VolumeSource) -> StageConfig
 
     Residuals keep center 0, so that no residual stays no residual.
     """
-    if config.scaling and (config.low_scaling or config.stage == "global") and not config.bands:
+    if config.scaling and (config.low_scaling or config.stage != "super-resolution") and not config.bands:
         return config.stage_config(config.scaling, config.low_scaling or Scaling())
     count = -(-SCALING_EXAMPLES // config.batch)
     # steps that no training reaches, so these batches are not trained on
     drawn = [make_batch(config, source, 10**9 + i) for i in range(count)]
-    scaling = _moments([b.target for b in drawn], centered=config.stage == "global")
+    scaling = _moments([b.target for b in drawn], centered=config.stage != "super-resolution")
     low = _moments([b.upsampled for b in drawn if b.upsampled is not None], centered=True)
     stage = config.stage_config(scaling, low)
     if not config.bands:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from vtrial.diffusion.denoiser import NoiseConfig, Scaling, StageConfig
+from vtrial.diffusion.denoiser import NoiseConfig, Scaling, StageConfig, StageName
 from vtrial.diffusion.network import NetworkConfig
 from vtrial.geometry import FACTOR
 from vtrial.records import InputError
@@ -48,7 +48,7 @@ class DataConfig(BaseModel):
     """After how many steps the volumes in memory change: a stored set cuts other subvolumes (stage 1), a stream of
     phantoms moves on by one; 0: never."""
     patch_shape: tuple[Positive, Positive, Positive] = (64, 64, 64)
-    """Stage 2: voxels of a training patch."""
+    """Voxels of a training patch; the network of stage 1 at high noise sees whole volumes."""
     patches_per_volume: Positive = 2
     """Stage 2: patches cut from one volume of a batch."""
     low_noise: Annotated[float, Field(ge=0.0)] = 0.0
@@ -65,7 +65,7 @@ class TrainingConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    stage: Literal["global", "super-resolution"]
+    stage: StageName
     network: NetworkConfig
     phase_condition: bool = False
     sigma_data: Annotated[float, Field(gt=0.0)] = 0.5
@@ -91,7 +91,7 @@ class TrainingConfig(BaseModel):
     def _consistent(self) -> TrainingConfig:
         self.stage_config(Scaling(), Scaling())
         divisor = self.network.divisor
-        if self.stage == "super-resolution" and any(n % max(divisor, FACTOR) for n in self.data.patch_shape):
+        if self.stage != "global" and any(n % max(divisor, FACTOR) for n in self.data.patch_shape):
             raise ValueError(f"patch_shape must be multiples of {max(divisor, FACTOR)} for this network")
         if self.batch % (self.microbatch or self.batch):
             raise ValueError("batch must be a multiple of microbatch")

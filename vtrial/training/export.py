@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from vtrial.diffusion.denoiser import StageConfig
+from vtrial.diffusion.denoiser import StageConfig, StageName
 from vtrial.diffusion.sampler import SamplerConfig
-from vtrial.diffusion.weights import WEIGHT_FILES, ModelCard, StageCard, StageName, save_weights, write_card
+from vtrial.diffusion.weights import WEIGHT_FILES, ModelCard, StageCard, save_weights, write_card
 from vtrial.records import InputError, Support
 from vtrial.training.checkpoint import CHECKPOINT, read_checkpoint, read_support
 from vtrial.training.config import TrainingConfig
