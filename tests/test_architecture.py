@@ -17,7 +17,10 @@ import pytest
 
 VTRIAL = Path(sys.executable).parent / "vtrial"
 HEAVY = ("torch", "pandas", "pyarrow", "scipy", "ray", "nibabel", "pydicom", "matplotlib", "totalsegmentator")
-TABLES_ONLY = ("cohort", "records", "runs", "execution", "storage", "geometry", "randomness", "organs", "validation")
+TABLES_ONLY = (
+    *("cohort", "records", "runs", "execution", "storage", "geometry", "randomness", "organs"),
+    *("measurement", "validation"),
+)
 
 
 def contracts(repository: Path) -> dict[str, dict[str, Any]]:

@@ -240,7 +240,11 @@ def tiny_model(folder: Path) -> Path:
     stages: dict[StageName, StageCard] = {}
     for stage, file in WEIGHT_FILES.items():
         network = NetworkConfig(
-            patch=4, channels=(8, 8), blocks=(1, 1), attention_head_channels=0, low_resolution=stage == "super-resolution"
+            patch=4,
+            channels=(8, 8),
+            blocks=(1, 1),
+            attention_head_channels=0,
+            low_resolution=stage == "super-resolution",
         )
         config = StageConfig(stage=stage, network=network)
         torch.manual_seed(0)

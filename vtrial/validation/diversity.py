@@ -1,0 +1,176 @@
+"""Whether twins are as diverse as real people, and whether any is a copy of a training subject.
+
+Spread: the geometric mean of spread ratios over all cells, with an error that knows that the cells share subjects.
+Likeness: correlation between every two subjects' vectors, of measurements or of volumes at low resolution, which are
+arguments. Copies: how near the nearest training volume is, against how near it is to held-out subjects.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
+
+from vtrial.records import InputError
+from vtrial.validation.inference import Array, Moments, moments
+from vtrial.validation.spread import column_median
+
+_CHUNK = 256  # volumes at a time
+
+
+@dataclass(frozen=True)
+class SpreadRatio:
+    """Spread over the reference's, geometric mean over `cells` cells, with interval; `identical` more lack spread."""
+
+    cells: int
+    spread_ratio: float
+    low: float
+    high: float
+    identical: int
+    alarm: bool
+
+
+def spread_of_values(a: Array, b: Array, *, level: float, alarm_below: float) -> SpreadRatio:
+    """`SpreadRatio` from values (subjects, cells) of twins and reference, by mean distances from the median.
+
+    Those feel the tails of SUVmax less than SDs do, so that the interval holds its level. Its standard error is that of
+    the mean logarithm through each subject's influence, distance / mean distance - 1 averaged over the cells: cells
+    that all say the same do not count as many.
+    """
+    ma, mb = moments(a), moments(b)
+    known = (ma.n > 2) & (mb.n > 2) & (mb.sd > 0)
+    used, identical = known & (ma.sd > 0), int((known & (ma.sd == 0)).sum())
+    if not used.any():
+        return _spread(np.empty(0), np.nan, np.inf, identical, level, alarm_below)
+    log, variance, parts = np.zeros(int(used.sum())), 0.0, []
+    for values, side in ((a[:, used], 1.0), (b[:, used], -1.0)):
+        distance = np.abs(values - column_median(values))
+        there = np.isfinite(values)
+        n = there.sum(axis=0)
+        mean = np.where(there, distance, 0.0).sum(axis=0) / n
+        log = log + side * np.log(mean * np.sqrt(n / (n - 1.0)))  # a median takes a part of few values' spread
+        influence = (np.where(there, distance / mean - 1.0, 0.0) * len(values) / n).mean(axis=1)
+        part = float(influence.var(ddof=1)) / (len(values) - 1)
+        variance += part
+        parts.append(part**2 / (len(values) - 1))
+    return _spread(log, np.sqrt(variance), variance**2 / sum(parts), identical, level, alarm_below)
+
+
+def spread_of_moments(a: Moments, b: Moments, *, level: float, alarm_below: float) -> SpreadRatio:
+    """`SpreadRatio` from n and SD alone: normal values, and cells that might all say the same (the widest interval)."""
+    known = (a.n > 2) & (b.n > 2) & (b.sd > 0)
+    used, identical = known & (a.sd > 0), int((known & (a.sd == 0)).sum())
+    se = np.sqrt(0.5 / (a.n[used] - 1) + 0.5 / (b.n[used] - 1))
+    log = np.log(a.sd[used] / b.sd[used])
+    return _spread(log, float(se.mean()) if used.any() else np.nan, np.inf, identical, level, alarm_below)
+
+
+def _spread(log: Array, se: float, df: float, identical: int, level: float, alarm_below: float) -> SpreadRatio:
+    centre = float(log.mean()) if len(log) else float("nan")
+    half = float(stats.t.ppf(0.5 + level / 2.0, df)) * se
+    ratio, low, high = (float(np.exp(v)) for v in (centre, centre - half, centre + half))
+    # Certain (1 is outside the interval) and large enough to matter; a cell of identical values needs no test.
+    return SpreadRatio(len(log), ratio, low, high, identical, bool((high < 1 and ratio < alarm_below) or identical > 0))
+
+
+@dataclass(frozen=True)
+class Likeness:
+    """Correlations between all pairs of subjects: mean, its interval, the highest, and for each subject its nearest."""
+
+    n: int
+    mean: float
+    low: float
+    high: float
+    highest: float
+    nearest: Array
+
+
+def pairwise_likeness(vectors: Array, level: float = 0.95) -> Likeness:
+    """Pearson correlation between every two rows of (subjects, …), arrays of any shape a subject, without NaN.
+
+    The interval is that of a U-statistic, by the jackknife over subjects. InputError under three subjects or with NaN.
+    """
+    rows = _rows(vectors, "subjects", at_least=3)
+    rows = rows - rows.mean(axis=1, keepdims=True)
+    length = np.sqrt((rows**2).sum(axis=1, keepdims=True))
+    rows = rows / np.where(length > 0, length, 1.0)
+    similar = rows @ rows.T
+    np.fill_diagonal(similar, np.nan)
+    n = len(rows)
+    each = np.nansum(similar, axis=1).astype(float)
+    mean = each.sum() / (n * (n - 1))
+    without = (each.sum() - 2.0 * each) / ((n - 1) * (n - 2))
+    se = np.sqrt((n - 1) / n * ((without - without.mean()) ** 2).sum())
+    half = float(stats.t.ppf(0.5 + level / 2.0, n - 1)) * se
+    nearest = np.nanmax(similar, axis=1).astype(float)
+    return Likeness(n, float(mean), float(mean - half), float(mean + half), float(nearest.max()), nearest)
+
+
+def standardised(a: Array, b: Array) -> tuple[Array, Array]:
+    """Measurement vectors (subjects, cells) of both, in SDs about the reference b's mean, for `pairwise_likeness`.
+
+    Cells without spread in b, or that anybody lacks, are left out. InputError where fewer than two cells remain.
+    """
+    m = moments(b)
+    use = (m.sd > 0) & np.isfinite(a).all(axis=0) & np.isfinite(b).all(axis=0)
+    if use.sum() < 2:
+        raise InputError("likeness of subjects: fewer than two measurements that every subject has; leave out organs")
+    return (a[:, use] - m.mean[use]) / m.sd[use], (b[:, use] - m.mean[use]) / m.sd[use]
+
+
+def nearest_distances(volumes: Array, training: Array) -> tuple[Array, NDArray[np.intp]]:
+    """Root mean square distance of each volume to the nearest of `training`, and which one that is.
+
+    Both (subjects, …) on one low-resolution grid and scale. InputError where the shapes differ or hold NaN.
+    """
+    a, b = _rows(volumes, "volumes", at_least=1), _rows(training, "training volumes", at_least=1)
+    if a.shape[1] != b.shape[1]:
+        raise InputError(
+            f"copies: volumes of {volumes.shape[1:]} and training volumes of {training.shape[1:]} differ in shape; "
+            "bring both to one grid"
+        )
+    square_b = (b.astype(float) ** 2).sum(axis=1)
+    best, which = np.empty(len(a)), np.empty(len(a), dtype=np.intp)
+    for start in range(0, len(a), _CHUNK):
+        part = a[start : start + _CHUNK]
+        near = (square_b - 2.0 * (part @ b.T)).argmin(axis=1)
+        which[start : start + len(part)] = near
+        # The distance itself by differences: near zero the expanded square is all rounding.
+        best[start : start + len(part)] = np.sqrt(((part - b[near]).astype(float) ** 2).mean(axis=1))
+    return best, which
+
+
+def copies(twins: Array, training: Array, held_out: Array, copy_ratio: float = 0.6) -> pd.DataFrame:
+    """One row a twin: nearest training subject, distance, part of held-out subjects that are nearer, suspected copy.
+
+    Suspected is who lies nearer to a training volume than every held-out subject does, and than `copy_ratio` of their
+    median: of many twins some must be nearest, but not by so much. The table's `attrs` hold `p_nearer` (Mann–Whitney,
+    one-sided: twins lie nearer to the training set than held-out subjects) and both medians.
+    """
+    distance, nearest = nearest_distances(twins, training)
+    control, _ = nearest_distances(held_out, training)
+    limit = min(float(control.min()), copy_ratio * float(np.median(control)))
+    table = pd.DataFrame(
+        {
+            "twin": np.arange(len(distance)),
+            "nearest_training": nearest,
+            "distance": distance,
+            "held_out_nearer": np.searchsorted(np.sort(control), distance) / len(control),
+            "suspected_copy": distance < limit,
+        }
+    )
+    p = float(stats.mannwhitneyu(distance, control, alternative="less").pvalue)
+    table.attrs = {"p_nearer": p, "median": float(np.median(distance)), "median_held_out": float(np.median(control))}
+    return table
+
+
+def _rows(vectors: Array, what: str, at_least: int) -> Array:
+    if len(vectors) < at_least:
+        raise InputError(f"{what}: {len(vectors)} given; at least {at_least} are needed")
+    rows = np.asarray(vectors).reshape(len(vectors), -1)
+    if not np.isfinite(rows).all():
+        raise InputError(f"{what}: NaN or infinite values; leave these subjects or measurements out")
+    return rows if rows.dtype == np.float32 else rows.astype(float)
