@@ -1,0 +1,15 @@
+"""The command line: parse, then one call. Nothing heavy is imported before a command runs.
+
+`run.py` makes cohorts, `tools.py` is about models and machines; `options.py` has what they share.
+"""
+
+from vtrial.cli import run, tools
+from vtrial.cli.options import app
+
+
+def main() -> None:
+    """The `vtrial` command."""
+    app()
+
+
+__all__ = ["app", "main", "run", "tools"]

@@ -1,0 +1,5 @@
+"""`python -m vtrial.cli` is `vtrial`."""
+
+from vtrial.cli import main
+
+main()
