@@ -17,6 +17,7 @@ from vtrial.execution import (
     CannotGoOn,
     Executor,
     LocalExecutor,
+    Progress,
     Resources,
     Saved,
     gpu_shares,
@@ -24,7 +25,7 @@ from vtrial.execution import (
 )
 from vtrial.generation import LoadPhantom
 from vtrial.imaging.files import read_nifti, voxel_sha256
-from vtrial.production import Plan, Progress, RunSummary, carry_out
+from vtrial.production import Plan, RunSummary, carry_out
 from vtrial.records import Subject
 from vtrial.storage import open_folder
 

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from scipy import ndimage
 
-from vtrial.execution import CannotGoOn, LocalExecutor
+from vtrial.execution import CannotGoOn, LocalExecutor, Progress
 from vtrial.imaging.files import nifti_bytes, read_nifti
 from vtrial.imaging.scans import Scan, ScanWork
 from vtrial.measurement import (
@@ -519,7 +519,11 @@ def files(tmp_path: Path) -> Files:
 
 def test_a_cohort_becomes_one_table(files: Files) -> None:
     seen: list[tuple[int, int, int, str | None]] = []
-    summary = files.measure(report=lambda p: seen.append((p.done, p.failed, p.total, p.latest)))
+
+    def report(p: Progress) -> None:
+        seen.append((p.done, p.failed, p.total, p.latest.item.subject_id if p.latest else None))
+
+    summary = files.measure(report=report)
     assert (summary.total, summary.done, summary.new, summary.failures) == (4, 4, 4, {})
     assert seen == [(0, 0, 4, None), *((i + 1, 0, 4, f"s{i}") for i in range(4))]
     table = files.table()

@@ -17,7 +17,8 @@ from vtrial.records import InputError
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-    from vtrial.production import Progress, RunSummary
+    from vtrial.execution import Progress
+    from vtrial.production import RunSummary
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 

@@ -81,6 +81,19 @@ class Attempt:
     final: bool = True
 
 
+@dataclass(frozen=True)
+class Progress:
+    """Where a command stands, and the attempt that has just ended (None at the start)."""
+
+    done: int
+    failed: int
+    total: int
+    latest: Attempt | None = None
+
+
+Report = Callable[[Progress], None]
+
+
 class Executor(Protocol):
     """Runs work over items. `start` takes the machines, `stop` gives them back."""
 

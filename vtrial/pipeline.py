@@ -21,10 +21,11 @@ from vtrial.cohort.support import check_support, support_of
 from vtrial.diffusion.denoiser import StageName
 from vtrial.diffusion.sampler import SamplerConfig
 from vtrial.diffusion.weights import CARD, WEIGHT_FILES, ModelCard, list_models, read_card
-from vtrial.execution import CannotGoOn, Executor
+from vtrial.execution import CannotGoOn, Executor, Report
 from vtrial.generation import LoadPhantom, SamplerName, cascade_plan, describe_models
 from vtrial.imaging.scans import Layout
-from vtrial.production import Plan, Report, RunSummary, carry_out, read_scan
+from vtrial.measurement import FolderReader, MeasureSummary, measure_cohort, run_cases
+from vtrial.production import Plan, RunSummary, carry_out, read_scan
 from vtrial.records import InputError, Subject
 from vtrial.reporting.preview import preview_png
 from vtrial.runs import Identity, check_identity, identity_hash
@@ -32,6 +33,7 @@ from vtrial.storage import open_folder
 from vtrial.training import export_model, hardware, read_config
 from vtrial.training import train as fit
 from vtrial.training.checkpoint import CHECKPOINT
+from vtrial.validation import list_references
 
 PREVIEWED = 4  # subjects in the preview picture
 PREVIEW = "preview.png"
@@ -193,6 +195,25 @@ def phantom(
         report,
     )
     return summary if layout == "training" else write_preview(summary)
+
+
+def measure(location: str, executor: Executor, report: Report) -> MeasureSummary:
+    """Measure every organ of the finished subjects of a run into measurements.parquet.
+
+    InputError where there is no run, or one without masks.
+    """
+    folder = open_folder(location)
+    cases = run_cases(folder)
+    if cases and all(folder.size(case.labels) is None for case in cases):
+        raise InputError(f"{location}: the run has no organ masks ({cases[0].labels} and the others are not there)")
+    with folder.lock():
+        return measure_cohort(cases, folder, FolderReader(folder.location), executor=executor, report=report)
+
+
+def references() -> list[dict[str, Any]]:
+    """The cohorts to compare with that come with the package."""
+    facts = ("name", "title", "role", "kind", "n", "segmenter", "source", "licence", "note")
+    return [{fact: getattr(reference, fact) for fact in facts} for reference in list_references()]
 
 
 def _identity(cohort: Cohort, spec: CohortSpec) -> Identity:

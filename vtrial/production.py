@@ -14,7 +14,7 @@ from importlib.metadata import version
 from typing import Any, Literal
 
 from vtrial import geometry
-from vtrial.execution import Attempt, CannotGoOn, Executor
+from vtrial.execution import Attempt, CannotGoOn, Executor, Progress, Report
 from vtrial.imaging.files import nifti_from_bytes, spacing_of, voxel_sha256
 from vtrial.imaging.scans import Layout, LoadRenderer, ScanWorkFactory
 from vtrial.records import InputError, PetCt, Subject
@@ -24,16 +24,6 @@ from vtrial.storage import Folder, open_folder
 TABLES_EVERY_S = 30.0
 ARRIVAL_S = 30.0  # network file systems show new files of other machines with a delay
 _PACKAGES = ("vtrial", "torch", "numpy", "ray", "nibabel", "isal", "pandas", "pyarrow")
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run stands, and the attempt that has just ended (None at the start)."""
-
-    done: int
-    failed: int
-    total: int
-    latest: Attempt | None = None
 
 
 @dataclass(frozen=True)
@@ -54,9 +44,6 @@ class RunSummary:
     finished: tuple[tuple[Subject, JournalEntry], ...] = ()
     layout: Layout = "scans"
     preview: str | None = None
-
-
-Report = Callable[[Progress], None]
 
 
 @dataclass(frozen=True)

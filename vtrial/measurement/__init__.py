@@ -4,7 +4,7 @@
 """
 
 from vtrial.measurement.cases import Case, FolderReader, Reader, files_fingerprint, run_cases
-from vtrial.measurement.cohort import MeasureProgress, MeasureSummary, measure_cohort
+from vtrial.measurement.cohort import MeasureSummary, measure_cohort
 from vtrial.measurement.scan import LabelledScan, Volume, check_scan, labelled_scan
 from vtrial.measurement.subject import COLUMNS, Measurement, measure, not_measured
 
@@ -13,7 +13,6 @@ __all__ = [
     "Case",
     "FolderReader",
     "LabelledScan",
-    "MeasureProgress",
     "MeasureSummary",
     "Measurement",
     "Reader",

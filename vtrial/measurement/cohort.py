@@ -13,16 +13,16 @@ import json
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from vtrial.execution import Attempt, CannotGoOn, Executor, LocalExecutor, Resources, Saved
+from vtrial.execution import Attempt, CannotGoOn, Executor, LocalExecutor, Progress, Report, Resources, Saved
 from vtrial.measurement.cases import Case, Reader
 from vtrial.measurement.subject import COLUMNS, VERSION, Measurement, known_organs, measure, not_measured
 from vtrial.records import InputError
@@ -92,16 +92,6 @@ class MeasureWorkFactory:
 
 
 @dataclass(frozen=True)
-class MeasureProgress:
-    """Where measuring stands, and the subject that has just ended (None at the start)."""
-
-    done: int
-    failed: int
-    total: int
-    latest: str | None = None
-
-
-@dataclass(frozen=True)
 class MeasureSummary:
     """How measuring ended: `done` have numbers, `new` of them in this call, `failures` says what is wrong, by subject.
 
@@ -123,7 +113,7 @@ def measure_cohort(
     *,
     organs: Collection[str] | None = None,
     executor: Executor | None = None,
-    report: Callable[[MeasureProgress], None] = lambda _: None,
+    report: Report = lambda _: None,
 ) -> MeasureSummary:
     """Measure what is not yet measured and write the table of all `cases`, in their order, into `folder`.
 
@@ -178,18 +168,19 @@ def _work(
     todo: Sequence[Case],
     factory: MeasureWorkFactory,
     executor: Executor,
-    report: Callable[[MeasureProgress], None],
+    report: Report,
 ) -> None:
     """One session over `todo`: every subject is in the journal before the next is reported."""
     executor.start()
     done = failed = 0
-    report(MeasureProgress(0, 0, len(todo)))
+    report(Progress(0, 0, len(todo)))
     try:
         with closing(executor.run(factory, todo)) as attempts:
             for attempt in (a for a in attempts if a.final):
-                ok = journal.record(attempt)
-                done, failed = done + ok, failed + (not ok)
-                report(MeasureProgress(done, failed, len(todo), attempt.item.subject_id))
+                if error := journal.record(attempt):
+                    attempt = replace(attempt, saved=None, error=error)
+                done, failed = done + (not error), failed + bool(error)
+                report(Progress(done, failed, len(todo), attempt))
     finally:
         executor.stop()
 
@@ -220,10 +211,10 @@ class _Journal:
         """Why subjects were given up."""
         return {subject_id: self._errors[subject_id] for subject_id, (_, ok) in self._lines.items() if not ok}
 
-    def record(self, attempt: Attempt) -> bool:
-        """Put a subject on the disk and tell whether it was measured; OSError if that cannot be."""
+    def record(self, attempt: Attempt) -> str:
+        """Put a subject on the disk and tell what was wrong with it, if anything; OSError if that cannot be."""
         row = attempt.saved.row if attempt.saved else {}
-        error = row.get("problem", "") or attempt.error
+        error: str = row.get("problem", "") or attempt.error
         entry = MeasuredEntry(
             time=now(),
             status="failed" if error else "ok",
@@ -236,7 +227,7 @@ class _Journal:
         line = entry.model_dump_json()
         self.folder.append(JOURNAL, line)
         self._keep(entry, line)
-        return not error
+        return error
 
     def write_table(self, subject_ids: Sequence[str], organs: Sequence[str]) -> None:
         """Write the table of these subjects, as far as they were tried, unless it is there; CannotGoOn if not."""
