@@ -30,7 +30,7 @@ from vtrial.records import InputError, Subject
 from vtrial.reporting.preview import preview_png
 from vtrial.runs import Identity, check_identity, identity_hash
 from vtrial.storage import open_folder
-from vtrial.training import export_model, hardware, read_config
+from vtrial.training import TrainingConfig, export_model, hardware, read_config
 from vtrial.training import train as fit
 from vtrial.training.checkpoint import CHECKPOINT
 from vtrial.validation import list_references
@@ -106,22 +106,32 @@ def train(
     runs: dict[StageName, Path] = {stage: out / "training" / stage for stage in WEIGHT_FILES}
     runs = {stage: folder for stage, folder in runs.items() if (folder / CHECKPOINT).is_file()}
     known = read_card(out) if (out / CARD).is_file() else None
-    # an expert takes over in the middle of what it knows
-    highest = settings.noise.sigma_max / (2.0 if settings.stage == "global-detail" else 1.0)
-    levels = {"sigma_min": settings.noise.sigma_min, "sigma_max": highest}
-    fresh = FRESH_SAMPLERS | {settings.stage: FRESH_SAMPLERS[settings.stage].model_copy(update=levels)}
-    samplers = {
-        stage: known.stages[stage].sampler if known and stage in known.stages else fresh[stage] for stage in runs
-    }
     return export_model(
         out,
         runs,
-        samplers,
+        _samplers(settings, known, list(runs)),
         name=out.name,
         description=known.description if known else "",
         data=str(data),
         hardware=hardware(),
     )
+
+
+def _samplers(
+    settings: TrainingConfig, known: ModelCard | None, stages: Sequence[StageName]
+) -> dict[StageName, SamplerConfig]:
+    """Those of the card that is there; a new stage is sampled over the noise levels that it was trained on."""
+    levels = {"sigma_min": settings.noise.sigma_min, "sigma_max": settings.noise.sigma_max}
+    if settings.stage == "global-detail":
+        levels["sigma_max"] /= 2.0  # the expert takes over in the middle of what it knows
+    fresh = FRESH_SAMPLERS | {settings.stage: FRESH_SAMPLERS[settings.stage].model_copy(update=levels)}
+    samplers = {
+        stage: known.stages[stage].sampler if known and stage in known.stages else fresh[stage] for stage in stages
+    }
+    if {"global", "global-detail"} <= samplers.keys():  # with the expert, stage 1 goes on to its least noise
+        least = {"sigma_min": samplers["global-detail"].sigma_min}
+        samplers["global"] = samplers["global"].model_copy(update=least)
+    return samplers
 
 
 def generate(
