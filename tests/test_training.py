@@ -224,7 +224,9 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(data: Path) -> None:
     assert all(bool(torch.isfinite(v).all()) for a in state.ema.averages.values() for v in a.values())
 
 
-@pytest.mark.parametrize("path", sorted(Path("configs").glob("*.toml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", sorted({*Path("configs").glob("*.toml")} - {Path("configs/analysis.toml")}), ids=lambda p: p.stem
+)
 def test_shipped_configurations_are_valid(path: Path) -> None:
     assert read_config(path).steps > 0
 
@@ -258,7 +260,10 @@ def test_export_writes_a_checked_model(data: Path, tmp_path: Path) -> None:
     content = read_checkpoint(runs["global"] / "checkpoint.pt")
     weights = load_weights(tmp_path / "model" / stage.file, stage.sha256)
     average = content["ema"]["0.05"]
-    assert all(torch.allclose(weights[k].float(), v, atol=2e-3, rtol=2e-3) for k, v in average.items())
+    for name, value in average.items():
+        kernel = value.ndim == 5  # in eight bits: half a step of the greatest weight of an output
+        step = value.flatten(1).abs().amax(1).view(-1, 1, 1, 1, 1) / 127 if kernel else 2e-3
+        assert bool(((weights[name].float() - value).abs() <= 0.501 * step + 2e-3 * (not kernel)).all()), name
     assert set(weights) == set(content["denoiser"])
     with pytest.raises(InputError, match="no average"):
         export_model(tmp_path / "m", runs, samplers, name="tiny", ema=0.2)
