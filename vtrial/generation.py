@@ -12,6 +12,8 @@ import torch
 
 from vtrial.diffusion.cascade import CascadeSampler, load_cascade
 from vtrial.diffusion.conditions import Demographics
+from vtrial.diffusion.denoiser import StageName
+from vtrial.diffusion.sampler import SamplerConfig
 from vtrial.diffusion.tiles import tile_for
 from vtrial.diffusion.weights import MODELS, ExtentFit, ModelCard, model_folder, read_card, verify_model
 from vtrial.execution import Resources
@@ -126,6 +128,12 @@ def _generator(subject: Subject, purpose: Purpose) -> torch.Generator:
     return torch.Generator().manual_seed(subject_torch_seed(subject.seed, subject.index, purpose))
 
 
+def _sampler_words(stage: StageName, sampler: SamplerConfig) -> str:
+    if stage == "global-detail":
+        return f"takes over from global below sigma {sampler.sigma_max:g}"
+    return f"{sampler.name}, {sampler.steps} steps"
+
+
 def describe_models(names: list[str]) -> list[dict[str, Any]]:
     """Name, data, support, size and samplers of models, for a listing."""
     described = []
@@ -137,9 +145,9 @@ def describe_models(names: list[str]) -> list[dict[str, Any]]:
                 "description": card.description,
                 "data": card.data,
                 "license": card.license,
-                "support": asdict(card.support),
+                "support": {"sex": card.support.sex} | asdict(card.support),
                 "megabytes": round(sum((folder / file).stat().st_size for file in card.files) / 1e6, 1),
-                "samplers": {stage: f"{s.sampler.name}, {s.sampler.steps} steps" for stage, s in card.stages.items()},
+                "samplers": {stage: _sampler_words(stage, s.sampler) for stage, s in card.stages.items()},
                 "sha256": model_sha256(card),
             }
         )

@@ -120,5 +120,5 @@ def _plain(value: object) -> str:
     if isinstance(value, dict):
         return "; ".join(f"{key} {_plain(part)}" for key, part in value.items())
     if isinstance(value, tuple) and all(isinstance(part, float) for part in value):
-        return " to ".join(f"{part:g}" for part in value)
+        return " to ".join(f"{part:.4g}" for part in value)
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
