@@ -102,16 +102,16 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def save_weights(path: Path, weights: Mapping[str, Tensor]) -> str:
-    """Write a state dict: kernels as int8 with a scale for each output, matrices as float16, vectors as they are.
+def save_weights(path: Path, weights: Mapping[str, Tensor], *, eight_bits: bool = False) -> str:
+    """Write a state dict: kernels and matrices as float16, vectors as they are; returns the hash.
 
-    Rounding moves a kernel's output by 1 % at most, unlike anything seen in a volume (decision 016); returns the hash.
-    InputError if the file exceeds 16 MiB.
+    With `eight_bits` kernels are int8 with a scale for each output, which suits magnitude-preserving layers (decision
+    016). InputError if the file exceeds 16 MiB.
     """
     compact: dict[str, Tensor] = {}
     for name, value in weights.items():
         value = value.detach().cpu().float()
-        if value.ndim == KERNEL_DIMENSIONS:
+        if eight_bits and value.ndim == KERNEL_DIMENSIONS:
             scale = value.flatten(1).abs().amax(1).clamp(min=1e-12) / 127.0
             compact[name] = (value / scale.view(-1, 1, 1, 1, 1)).round().to(torch.int8)
             compact[name + SCALE] = scale
