@@ -14,6 +14,7 @@ from vtrial.diffusion.conditions import Demographics
 from vtrial.diffusion.denoiser import Scaling
 from vtrial.diffusion.sampler import SamplerConfig
 from vtrial.diffusion.weights import read_card
+from vtrial.records import InputError
 from vtrial.training import StoredVolumes, export_model, train
 from vtrial.training.batches import make_batch
 
@@ -83,6 +84,19 @@ def test_changing_hands_changes_nothing_but_the_network(runs: dict[str, Path], t
     both = [c.sample_low(PEOPLE[:1], noise=torch.Generator().manual_seed(0)) for c in (cascade, alone)]
     assert not torch.allclose(*both, atol=1e-3)
     assert float((both[0] - both[1]).abs().mean()) < 0.2
+
+
+def test_stages_that_make_no_model_are_told(runs: dict[str, Path], tmp_path: Path) -> None:
+    train(tiny("global", steps=2), write_blobs(tmp_path / "data", 3), tmp_path / "other")  # measures its own scaling
+    with pytest.raises(InputError, match=r"same scaling.*what was trained is safe"):
+        export(runs | {"global": tmp_path / "other"}, tmp_path / "model")
+    with pytest.raises(InputError, match="differs in bands"):
+        train(
+            tiny("global-detail", scaling=SCALING, data={"phases": 2, "patch_shape": (8, 4, 12)}),
+            tmp_path / "data",
+            tmp_path / "third",
+            start_from=export(runs, tmp_path / "whole"),
+        )
 
 
 def test_experts_need_one_scaling(runs: dict[str, Path], tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from vtrial.records import InputError, Subject
 from vtrial.storage import Folder
 
+T = TypeVar("T")
 MANIFEST, JOURNAL, TABLE = "manifest.json", "journal.jsonl", "subjects"
 SHARD_ABOVE = 10_000  # subjects; more folders than this in one folder are slow on many file systems
 
@@ -120,14 +121,18 @@ def check_identity(folder: Folder, kind: str, identity: Identity) -> Manifest | 
 
 
 def read_journal(folder: Folder) -> list[JournalEntry]:
-    """All whole entries in order. A torn line is what a killed driver leaves: its subject is simply not done."""
-    entries = []
-    for line in folder.lines(JOURNAL):
+    """All whole entries in order."""
+    return [entry for _, entry in journal_lines(folder, JOURNAL, JournalEntry.model_validate_json)]
+
+
+def journal_lines(folder: Folder, name: str, parse: Callable[[str], T]) -> Iterator[tuple[str, T]]:
+    """Each whole line of a journal and what it says."""
+    for line in folder.lines(name):
         try:
-            entries.append(JournalEntry.model_validate_json(line))
-        except ValidationError:
+            entry = parse(line)
+        except ValidationError:  # a torn line is what a kill leaves: its subject is simply not done
             continue
-    return entries
+        yield line, entry
 
 
 @dataclass

@@ -20,13 +20,13 @@ from typing import Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict
 
 from vtrial.execution import Attempt, CannotGoOn, Executor, LocalExecutor, Progress, Report, Resources, Saved
 from vtrial.measurement.cases import Case, Reader
 from vtrial.measurement.subject import COLUMNS, VERSION, Measurement, known_organs, measure, not_measured
 from vtrial.records import InputError
-from vtrial.runs import now
+from vtrial.runs import journal_lines, now
 from vtrial.storage import Folder
 
 JOURNAL, TABLE = "measurements.jsonl", "measurements.parquet"
@@ -192,11 +192,8 @@ class _Journal:
         self.folder, self.keys = folder, keys
         self._lines: dict[str, tuple[str, bool]] = {}  # the latest line of a subject and whether it was measured
         self._errors: dict[str, str] = {}
-        for line in folder.lines(JOURNAL):
-            try:
-                self._keep(MeasuredEntry.model_validate_json(line), line)
-            except ValidationError:  # a torn line is what a kill leaves: its subject is simply not done
-                continue
+        for line, entry in journal_lines(folder, JOURNAL, MeasuredEntry.model_validate_json):
+            self._keep(entry, line)
 
     def _keep(self, entry: MeasuredEntry, line: str) -> None:
         if entry.key == self.keys.get(entry.subject_id):

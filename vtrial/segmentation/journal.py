@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from vtrial.records import InputError
-from vtrial.runs import now
+from vtrial.runs import journal_lines, now
 from vtrial.segmentation.cases import MASKS, has_truth
 from vtrial.segmentation.segmenter import SegmenterPlan
 from vtrial.storage import Folder
@@ -60,11 +60,8 @@ class SegmentJournal:
         self._claims: dict[str, Claim] = {}  # the latest of each folder of masks
         self._latest: dict[tuple[str, str], SegmentedEntry] = {}  # by folder of masks and subject
         self._ended: set[tuple[str, str]] = set()  # since the journal was opened
-        for line in folder.lines(JOURNAL):
-            try:
-                self._keep(_LINE.validate_json(line))
-            except ValidationError:
-                continue
+        for _, entry in journal_lines(folder, JOURNAL, _LINE.validate_json):
+            self._keep(entry)
 
     def _keep(self, line: Claim | SegmentedEntry) -> None:
         if isinstance(line, Claim):

@@ -57,8 +57,8 @@ def warm_state(config: TrainingConfig, model: str | Path, support: Support, devi
     """The weights and scalings of a model's stage as the start of a new run; InputError if its network is another."""
     card = read_card(model)
     known = card.stages.get(config.stage)
-    if known is None or known.config.network != config.network:
-        fault = "has no such stage" if known is None else "has another network"
+    if known is None or known.config.network != config.network or bool(known.config.band_sd) != config.bands:
+        fault = "has no such stage" if known is None else "has another network, or differs in bands"
         raise InputError(f"{model}: cannot start the {config.stage} stage from it: it {fault}")
     state = new_state(config, known.config, support.union(card.support), device)
     weights = load_weights(model_folder(model) / known.file, known.sha256)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from pydantic import ValidationError
 
 from vtrial.diffusion.denoiser import StageConfig, StageName
 from vtrial.diffusion.sampler import SamplerConfig
@@ -53,9 +54,13 @@ def export_model(
         supports.append(support)
     # the first stage decides what bodies can be made
     support = supports[list(runs).index("global")] if "global" in runs else supports[0]
-    card_of_all = ModelCard(
-        name=name, description=description, data=data, hardware=hardware, support=support, stages=stages
-    )
+    try:
+        card_of_all = ModelCard(
+            name=name, description=description, data=data, hardware=hardware, support=support, stages=stages
+        )
+    except ValidationError as error:
+        told = "; ".join(e["msg"] for e in error.errors())
+        raise InputError(f"{folder}: these stages do not make a model: {told}; what was trained is safe") from None
     write_card(folder, card_of_all)
     return card_of_all
 
