@@ -22,6 +22,7 @@ from vtrial.training.batches import make_batch, measure_scaling
 from vtrial.training.checkpoint import new_state, read_checkpoint
 from vtrial.training.config import OptimizerConfig
 from vtrial.training.data import PHASES, patch_pair, sample_low
+from vtrial.training.optimizer import Optimizer
 
 STAGES = ["global", "super-resolution"]
 
@@ -131,9 +132,14 @@ def test_scaled_data_have_the_stated_sd(stage: str, data: Path) -> None:
     assert torch.allclose(sd, torch.tensor([0.5, 0.5]), atol=0.08)
 
 
+@pytest.mark.parametrize("matrix_lr", [None, 0.05])
 @pytest.mark.parametrize("stage", STAGES)
-def test_interrupted_training_goes_on_exactly(stage: str, data: Path, tmp_path: Path) -> None:
-    config = tiny(stage, data={"phases": 2, "refresh_steps": 5, "patch_shape": (16, 16, 32), "low_noise": 0.01})
+def test_interrupted_training_goes_on_exactly(stage: str, matrix_lr: float | None, data: Path, tmp_path: Path) -> None:
+    config = tiny(
+        stage,
+        data={"phases": 2, "refresh_steps": 5, "patch_shape": (16, 16, 32), "low_noise": 0.01},
+        optimizer={"lr": 0.02, "matrix_lr": matrix_lr, "ramp_steps": 5, "decay_after": 200},
+    )
     whole = train(config, data, tmp_path / "whole")
     short = config.model_copy(update={"steps": 6})
     train(short, data, tmp_path / "parts")  # ends between two checkpoints
@@ -317,6 +323,23 @@ def test_phantoms_support_is_that_of_their_population(data: Path, tmp_path: Path
     assert limits == Support((18, 95), (145, 205), (40, 150), (15, 50))
     (tmp_path / "manifest.json").write_text(json.dumps({"facts": {"support": asdict(limits)}}))
     assert StoredVolumes(tmp_path).support == limits
+
+
+def test_muon_moves_matrices_along_all_directions_alike_and_adam_the_rest() -> None:
+    torch.manual_seed(0)
+    kernel, gain = torch.nn.Parameter(torch.randn(32, 16, 3, 3, 3)), torch.nn.Parameter(torch.zeros([]))
+    optimizer = Optimizer([kernel, gain], OptimizerConfig(lr=0.01, matrix_lr=0.05, ramp_steps=0, decay_after=100))
+    optimizer.set_rate(400, 1000)
+    before = kernel.detach().clone()
+    kernel.grad = torch.outer(torch.randn(32), torch.randn(432)).view_as(kernel) + 0.01 * torch.randn(kernel.shape)
+    gain.grad = torch.tensor(3.0)
+    optimizer.step()
+    assert gain.item() == pytest.approx(-0.005, rel=1e-3)  # Adam's first step is the rate, which has halved by step 400
+    move = (kernel.detach() - before).flatten(1)
+    singular = torch.linalg.svdvals(move)
+    assert torch.linalg.svdvals(kernel.grad.flatten(1))[0] > 50 * torch.linalg.svdvals(kernel.grad.flatten(1))[1]
+    assert singular[0] < 3 * singular[-1]
+    assert move.square().mean().sqrt().item() == pytest.approx(0.2 * 0.025, rel=0.25)  # Adam's root mean square
 
 
 def test_the_rate_ramps_decays_and_cools_down() -> None:

@@ -17,6 +17,7 @@ from vtrial.diffusion.ema import PowerEma
 from vtrial.diffusion.weights import load_weights, model_folder, read_card
 from vtrial.records import InputError, Support
 from vtrial.training.config import TrainingConfig
+from vtrial.training.optimizer import Optimizer
 
 CHECKPOINT = "checkpoint.pt"
 # fields that may change between a run and its continuation
@@ -30,7 +31,7 @@ class TrainingState:
     stage: StageConfig
     support: Support
     denoiser: Denoiser
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizer
     ema: PowerEma
     step: int = 0
     skipped: int = 0
@@ -48,7 +49,7 @@ def new_state(config: TrainingConfig, stage: StageConfig, support: Support, devi
         denoiser = Denoiser(stage)
     denoiser.normalize_()
     denoiser.to(device)
-    optimizer = torch.optim.Adam(denoiser.parameters(), lr=0.0, betas=(0.9, 0.99), fused=True)
+    optimizer = Optimizer(denoiser.parameters(), config.optimizer)
     ema = PowerEma(dict(denoiser.named_parameters()), config.ema)
     return TrainingState(stage, support, denoiser, optimizer, ema)
 

@@ -20,12 +20,14 @@ NotNegative = Annotated[int, Field(ge=0)]
 class OptimizerConfig(BaseModel):
     """Adam with betas 0.9 and 0.99; rate = lr · min(step / ramp_steps, 1) / √max(step / decay_after, 1).
 
-    Over the last `cooldown` of the steps it falls linearly to zero besides: short runs gain much by it.
+    With `matrix_lr` Muon moves the weight matrices, at a rate of the same course (Adam's root mean square matched).
+    Over the last `cooldown` of the steps the rate falls linearly to zero besides: short runs gain much by it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     lr: Annotated[float, Field(gt=0.0)] = 0.01
+    matrix_lr: Annotated[float, Field(gt=0.0)] | None = None
     ramp_steps: NotNegative = 100
     decay_after: Positive = 1000
     cooldown: Annotated[float, Field(ge=0.0, le=1.0)] = 0.0

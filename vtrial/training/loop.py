@@ -48,12 +48,11 @@ def steps(
 
 def _step(config: TrainingConfig, state: TrainingState, batch: Batch) -> StepReport:
     state.step += 1
-    for group in state.optimizer.param_groups:
-        group["lr"] = config.optimizer.rate(state.step, config.steps)
+    state.optimizer.set_rate(state.step, config.steps)
     device = batch.target.device
     generator = torch.Generator(device).manual_seed(config.seed * 1_000_003 + state.step)
     sigma = config.noise.draw(config.batch, generator)
-    state.optimizer.zero_grad(set_to_none=True)
+    state.optimizer.zero_grad()
     losses, errors = [], []
     size = config.microbatch or config.batch
     for start in range(0, config.batch, size):
