@@ -181,6 +181,16 @@ def test_read_only_output(here: Path, mount: Path) -> None:
     check_complete(mount / "run", {})
 
 
+def test_a_finished_run_on_a_read_only_disk_is_left_as_it_is(here: Path, mount: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,size=20m", str(mount)], check=True)
+    assert finish(mount / "run")[0] == 0
+    before = finished_files(mount / "run")
+    subprocess.run(["mount", "-o", "remount,ro", str(mount)], check=True)
+    code, _, errors = finish(mount / "run")
+    assert code == 0, errors
+    assert finished_files(mount / "run") == before
+
+
 def test_output_that_becomes_blocked_meanwhile(here: Path) -> None:
     """A file in the place of the next subject's folder: root ignores modes, and a busy mount stays writable."""
     out = here / "run"

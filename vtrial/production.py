@@ -88,6 +88,8 @@ def carry_out(plan: Plan, executor: Executor, report: Report) -> RunSummary:
         verify = _verifier(run) if plan.verify else None
         todo = [s for s in plan.subjects[: plan.n] if not run.is_done(s, verify)]
         if todo or not run.has_views:
+            if run.refusal is not None:
+                raise run.refusal
             _work(run, plan, todo, executor, report)
         asked = [(s, run.latest.get(s.index)) for s in plan.subjects[: plan.n]]
         finished = tuple((s, e) for s, e in asked if e is not None and e.status == "ok")

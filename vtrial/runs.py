@@ -143,6 +143,7 @@ class Run:
     manifest: Manifest
     latest: dict[int, JournalEntry] = field(default_factory=dict)  # by subject index
     sizes: dict[str, int] = field(default_factory=dict)  # of the files that were there when the run was opened
+    refusal: InputError | None = None  # why nothing can be written: a run on a read-only disk may be whole all the same
 
     def is_done(self, subject: Subject, verify: Callable[[JournalEntry], bool] | None = None) -> bool:
         """Whether the subject's files are there as the journal says; InputError if the journal knows another one."""
@@ -225,17 +226,27 @@ def subjects_table(
 def open_run(folder: Folder, fresh: Manifest) -> Iterator[Run]:
     """Create or take up the run of `fresh.identity` and hold its lock; sweeps what interrupted writes left.
 
-    Raises InputError if the folder is another run's, is at work, or cannot be written.
+    A run that is there but cannot be written is given with its `refusal`, without a lock. Raises InputError if the
+    folder is another run's, is at work, or is new and cannot be written.
     """
-    check_identity(folder, fresh.kind, fresh.identity)
-    folder.create()
+    known = check_identity(folder, fresh.kind, fresh.identity)
+    try:
+        folder.create()
+    except InputError as refusal:
+        if known is None:
+            raise
+        yield _run(folder, known, refusal)
+        return
     with folder.lock():
         known = check_identity(folder, fresh.kind, fresh.identity)
         manifest = fresh if known is None else known
         manifest.n = max(manifest.n, fresh.n)
         folder.sweep("")
-        latest = {entry.index: entry for entry in read_journal(folder)}
         try:
-            yield Run(folder, manifest, latest, folder.sizes())
+            yield _run(folder, manifest)
         finally:
             folder.discard()
+
+
+def _run(folder: Folder, manifest: Manifest, refusal: InputError | None = None) -> Run:
+    return Run(folder, manifest, {entry.index: entry for entry in read_journal(folder)}, folder.sizes(), refusal)
