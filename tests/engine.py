@@ -108,7 +108,7 @@ def main() -> None:
     from vtrial.cli import main as cli
 
     load = LoadFake(os.environ.get(FAULTS, ""), int(os.environ.get(SIDE, "16")))
-    vtrial.pipeline.cascade_plan = fake_plan(load)
+    vtrial.pipeline.making.cascade_plan = fake_plan(load)
     cli()
 
 

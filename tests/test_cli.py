@@ -33,7 +33,7 @@ GOOD = "women,1,F,55,12,20,85,165,6,150,185,70,12,45,110,-0.1,0.1,0.4\n"
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(vtrial.pipeline, "cascade_plan", fake_plan(LoadFake()))
+    monkeypatch.setattr(vtrial.pipeline.making, "cascade_plan", fake_plan(LoadFake()))
     (tmp_path / "people.csv").write_text(PEOPLE)
     return tmp_path
 
@@ -180,7 +180,7 @@ def test_phantoms_are_scans_or_a_training_set(
     here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Small scans in the place of phantoms: where the command says that things are, they are."""
-    monkeypatch.setattr(vtrial.pipeline, "LoadPhantom", LoadFake)
+    monkeypatch.setattr(vtrial.pipeline.making, "LoadPhantom", LoadFake)
     for layout, files, pictured in (("scans", "scans/*/SUV.nii.gz", True), ("training", "suv/*.npy", False)):
         arguments = ["people.csv", "--out", layout, "--layout", layout, "--executor", "local"]
         code, out, err = vtrial_command(capfd, "phantom", *arguments, "--json")
@@ -199,7 +199,7 @@ def test_failed_subjects_give_code_1(
 ) -> None:
     (here / "faults").mkdir()
     (here / "faults" / "raise-1").write_text("9")
-    monkeypatch.setattr(vtrial.pipeline, "cascade_plan", fake_plan(LoadFake(str(here / "faults"))))
+    monkeypatch.setattr(vtrial.pipeline.making, "cascade_plan", fake_plan(LoadFake(str(here / "faults"))))
     code, out, err = vtrial_command(capfd, "generate", "people.csv", "--executor", "local")
     assert code == 1
     assert "4 of 5 subjects are done" in out
@@ -303,7 +303,7 @@ def test_models_are_told_for_people_and_machines(
     here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny_model(here / "model")
-    monkeypatch.setattr(vtrial.pipeline, "list_models", lambda: [str(model)])
+    monkeypatch.setattr(vtrial.pipeline.training, "list_models", lambda: [str(model)])
     code, out, err = vtrial_command(capfd, "models")
     assert code == 0, err
     assert re.search(r"support +sex F, M; age_years \d+ to \d+; height_cm", out), out
@@ -320,9 +320,9 @@ def test_a_fresh_stage_is_sampled_over_the_noise_it_was_trained_on(
         folder.mkdir(parents=True)
         (folder / CHECKPOINT).touch()
 
-    monkeypatch.setattr(vtrial.pipeline, "fit", trained)
+    monkeypatch.setattr(vtrial.pipeline.training, "fit", trained)
     monkeypatch.setattr(
-        vtrial.pipeline, "export_model", lambda out, runs, samplers, **unused: exported.update(samplers)
+        vtrial.pipeline.training, "export_model", lambda out, runs, samplers, **unused: exported.update(samplers)
     )
     for config, highest in (("paper-global", 80.0), ("bundled-super-resolution", 20.0)):
         path = repository / "configs" / f"{config}.toml"

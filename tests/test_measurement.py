@@ -529,7 +529,7 @@ def test_a_cohort_becomes_one_table(files: Files) -> None:
     table = files.table()
     assert list(table.columns) == [
         *("subject_id", "organ", "volume_ml", "hu_mean", "suv_mean", "suv_sd", "suv_max", "suv_peak", "suv_p95"),
-        *("touches_border", "censored", "missing"),
+        *("touches_border", "censored", "missing", "segmenter", "caution"),
     ]
     assert table.subject_id.tolist() == [s for s in ("s0", "s1", "s2", "s3") for _ in range(3)]
     livers = table[table.organ == "liver"]

@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
     from vtrial.execution import Progress
+    from vtrial.measurement import MeasureSummary
     from vtrial.production import RunSummary
+    from vtrial.segmentation import SegmentSummary
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
@@ -63,9 +65,7 @@ class Console:
         left = "nothing was left to do" if summary.done == summary.total else "none made now"
         made = f"{summary.new} made now in {summary.seconds:.0f} s" if summary.new else left
         lines = [f"{summary.done} of {summary.total} subjects are done, {made}"]
-        lines += [f"  failed: {subject}: {error}" for subject, error in list(summary.failures.items())[:10]]
-        if len(summary.failures) > 10:
-            lines.append(f"  … and {len(summary.failures) - 10} more; see the column error of the table")
+        lines += failed_lines(summary.failures, "see the column error of the table")
         if summary.outside_support:
             lines.append(f"  {summary.outside_support} outside what the model was trained on (column extrapolated)")
         lines += [f"  {name:<8} {place}" for name, place in places.items() if place is not None]
@@ -97,19 +97,36 @@ class Console:
         except KeyboardInterrupt:
             self.fail(["interrupted; what is made is safe: run the same command to go on"], INTERRUPTED)
 
+    def steps_ended(self, done: str, summary: SegmentSummary | MeasureSummary, place: str) -> None:
+        """Say how segmenting or measuring ended ("segmented", …), and where it is; code 1 if subjects failed."""
+        lines = [f"{summary.done} of {summary.total} subjects are {done}, {summary.new} now in {summary.seconds:.0f} s"]
+        lines += [*failed_lines(summary.failures, "the same command tries them again"), place]
+        self.result(vars(summary), "\n".join(lines))
+        if summary.failures:
+            raise SystemExit(FAILED)
+
     @contextmanager
-    def progress(self) -> Iterator[Any]:
-        """A `report` for runs: a bar on a terminal, a line for each subject elsewhere, nothing with JSON."""
+    def progress(self, step: str = "") -> Iterator[Any]:
+        """A `report` for runs: a bar on a terminal, a line for each subject elsewhere, nothing with JSON.
+
+        `step` says which one this is, where a command has several.
+        """
         if self.as_json:
             yield lambda progress: None
         elif sys.stderr.isatty():
-            with _bar() as report:
+            with _bar(step or "subjects") as report:
                 yield report
         else:
-            yield _tell_line
+            yield lambda progress: _tell_line(progress, step)
 
 
-def _tell_line(progress: Progress) -> None:
+def failed_lines(failures: dict[str, str], rest: str) -> list[str]:
+    """The first failures, and what to do about the `rest`."""
+    lines = [f"  failed: {subject}: {error}" for subject, error in list(failures.items())[:10]]
+    return lines + ([f"  … and {len(failures) - 10} more; {rest}"] if len(failures) > 10 else [])
+
+
+def _tell_line(progress: Progress, step: str) -> None:
     attempt = progress.latest
     if attempt is None:
         return
@@ -117,11 +134,12 @@ def _tell_line(progress: Progress) -> None:
     if attempt.final and not attempt.saved:
         told = f"given up after {told}"
     finished = progress.done + progress.failed
-    print(f"[{finished}/{progress.total}] {attempt.item.subject_id}: {told}", file=sys.stderr, flush=True)
+    named = f"{step} " if step else ""
+    print(f"{named}[{finished}/{progress.total}] {attempt.item.subject_id}: {told}", file=sys.stderr, flush=True)
 
 
 @contextmanager
-def _bar() -> Iterator[Any]:
+def _bar(step: str) -> Iterator[Any]:
     from rich.console import Console as RichConsole
     from rich.progress import (
         BarColumn,
@@ -141,10 +159,10 @@ def _bar() -> Iterator[Any]:
         TimeRemainingColumn(),
         console=RichConsole(stderr=True),
     ) as bar:
-        task = bar.add_task("subjects", total=None)
+        task = bar.add_task(step, total=None, visible=False)  # a step with nothing to do shows no bar
 
         def report(progress: Any) -> None:
-            bar.update(task, total=progress.total, completed=progress.done + progress.failed)
+            bar.update(task, visible=True, total=progress.total, completed=progress.done + progress.failed)
             attempt = progress.latest
             if attempt is not None and not attempt.saved:
                 verdict = "given up" if attempt.final else "tried again"

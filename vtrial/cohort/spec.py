@@ -41,7 +41,7 @@ _MATCH_NAMES = {  # of real tables and DICOM headers
     "height_cm": ("height_cm", "height", "patientsize_cm"),
     "height_m": ("height_m", "patientsize", "patient_size"),
     "weight_kg": ("weight_kg", "weight", "patientweight", "patient_weight"),
-    "subject_id": ("subject_id", "patient_id", "patientid"),
+    "subject_id": ("subject_id", "subject id", "patient_id", "patient id", "patientid"),
 }
 
 
@@ -129,7 +129,11 @@ def match_table(path: str | Path) -> SubjectsSpec:
     (height_m and DICOM's PatientSize are metres), weight or weight_kg; PatientSex, PatientAge, PatientWeight. Without
     a column subject_id or PatientID the rows are called VT000000, VT000001, …. Raises InputError like `read_spec`.
     """
-    table = read_table(path)
+    return _subjects(usual_people(read_table(path)), matched=True)
+
+
+def usual_people(table: Table) -> Table:
+    """A table of real people under our column names, sexes, ages in years and heights in cm; see `match_table`."""
     lower = {column.lower(): column for column in reversed(table.columns)}
     names: dict[str, str] = {}
     for name, aliases in _MATCH_NAMES.items():
@@ -146,9 +150,7 @@ def match_table(path: str | Path) -> SubjectsSpec:
         rows.append(row)
     columns = tuple(rows[0])
     known = {c: None for c in columns if c in table.columns or c in ("subject_id", "height_cm")}
-    return _subjects(
-        Table(table.path, table.sha256, tuple(known), tuple(rows), table.numbers, table.comments), matched=True
-    )
+    return Table(table.path, table.sha256, tuple(known), tuple(rows), table.numbers, table.comments)
 
 
 def _real_sex(cell: object) -> object:

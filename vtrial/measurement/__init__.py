@@ -4,15 +4,17 @@
 """
 
 from vtrial.measurement.cases import Case, FolderReader, Reader, files_fingerprint, run_cases
-from vtrial.measurement.cohort import MeasureSummary, measure_cohort
+from vtrial.measurement.cohort import TABLE, MadeBy, MeasureSummary, measure_cohort
 from vtrial.measurement.scan import LabelledScan, Volume, check_scan, labelled_scan
 from vtrial.measurement.subject import COLUMNS, Measurement, measure, not_measured
 
 __all__ = [
     "COLUMNS",
+    "TABLE",
     "Case",
     "FolderReader",
     "LabelledScan",
+    "MadeBy",
     "MeasureSummary",
     "Measurement",
     "Reader",

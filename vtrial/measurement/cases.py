@@ -29,15 +29,17 @@ Reader = Callable[[Case], LabelledScan]  # InputError or OSError where it cannot
 
 @dataclass(frozen=True)
 class FolderReader:
-    """Reads the NIfTI files of cases named relative to a folder or URL."""
+    """Reads the NIfTI files of cases, named relative to a folder or URL; masks to one of their own where given."""
 
     location: str
+    masks: str = ""
 
     def __call__(self, case: Case) -> LabelledScan:
         """The three volumes; InputError for a file that is no NIfTI, OSError for one that is not there."""
         folder = open_folder(self.location)
-        names = (case.ct, case.suv, case.labels)
-        ct, suv, labels = (Volume(name, *nifti_from_bytes(folder.read(name), name)) for name in names)
+        beside = open_folder(self.masks) if self.masks else folder
+        places = ((folder, case.ct), (folder, case.suv), (beside, case.labels))
+        ct, suv, labels = (Volume(name, *nifti_from_bytes(place.read(name), name)) for place, name in places)
         return LabelledScan(ct, suv, labels)
 
 
@@ -52,9 +54,10 @@ def files_fingerprint(folder: Folder, names: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def run_cases(folder: Folder) -> list[Case]:
-    """The finished subjects of a run by index, each with its mask under the name that the run keeps for it.
+def run_cases(folder: Folder, masks: str | None = None) -> list[Case]:
+    """The finished subjects of a run by index, each with its mask in the folder `masks` of the run.
 
+    By default that is the exact one that the run's journal names, or that of `segmentations/`.
     The scans' fingerprints are the hashes and sizes in the run's journal and folder, so only the masks are read here.
     Raises InputError if the folder holds no run, or one without scans.
     """
@@ -69,7 +72,7 @@ def run_cases(folder: Folder) -> list[Case]:
         if "ct_sha256" not in row:
             raise InputError(f"{folder.location}: a training set, not a run of scans; nothing to measure there")
         name = segmentation_name(entry.subject_id, entry.index, sharded=manifest.sharded)
-        labels = row.get("segmentation_path", name)
+        labels = f"{masks}/{name.partition('/')[2]}" if masks else row.get("segmentation_path", name)
         scans = [f"{row[f'{kind}_sha256']} {sizes.get(row[f'{kind}_path'], 0)}" for kind in ("ct", "suv")]
         fingerprint = " ".join([*scans, files_fingerprint(folder, [labels])])
         cases.append(Case(entry.subject_id, row["ct_path"], row["suv_path"], labels, fingerprint))

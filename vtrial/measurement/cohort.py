@@ -31,9 +31,14 @@ from vtrial.storage import Folder
 
 JOURNAL, TABLE = "measurements.jsonl", "measurements.parquet"
 SUBJECTS_PER_ROW_GROUP = 500
+NOT_MEASURED = "not measured: "  # in `missing`, before the reason why a subject as a whole could not be
 _KEY = b"vtrial.measured"  # in the table's metadata: of what journal it is the view
 _TYPES = {"organ": pa.string(), "missing": pa.string(), "touches_border": pa.bool_(), "censored": pa.bool_()}
-SCHEMA = pa.schema([("subject_id", pa.string()), *((name, _TYPES.get(name, pa.float64())) for name in COLUMNS)])
+SCHEMA = pa.schema(
+    [("subject_id", pa.string())]
+    + [(name, _TYPES.get(name, pa.float64())) for name in COLUMNS]
+    + [("segmenter", pa.string()), ("caution", pa.string())]
+)
 
 
 Columns = dict[str, list[str | bool | float | None]]
@@ -92,6 +97,14 @@ class MeasureWorkFactory:
 
 
 @dataclass(frozen=True)
+class MadeBy:
+    """What the table says of the masks in every row: who drew them, and why not to trust that, if so."""
+
+    segmenter: str = ""
+    caution: str = ""
+
+
+@dataclass(frozen=True)
 class MeasureSummary:
     """How measuring ended: `done` have numbers, `new` of them in this call, `failures` says what is wrong, by subject.
 
@@ -112,20 +125,23 @@ def measure_cohort(
     read: Reader,
     *,
     organs: Collection[str] | None = None,
+    masks: MadeBy = MadeBy(),
+    table: str = TABLE,
     executor: Executor | None = None,
     report: Report = lambda _: None,
 ) -> MeasureSummary:
     """Measure what is not yet measured and write the table of all `cases`, in their order, into `folder`.
 
-    `organs` as in `measure`. A subject that cannot be measured has rows with the reason and is tried again by the next
-    call; a finished cohort is left as it is. The caller holds the folder's lock where others may work in it. Raises
-    InputError before anything is written, CannotGoOn when the storage or the workers give up; what is measured stays.
+    `organs` as in `measure`; `table` is the name of its file. A subject that cannot be measured has rows with the
+    reason and is tried again by the next call; a finished cohort is left as it is. The caller holds the folder's lock
+    where others may work in it. Raises InputError before anything is written, CannotGoOn when the storage or the
+    workers give up; what is measured stays.
     """
     started = time.monotonic()
     asked = tuple(sorted(known_organs(organs)))
     _check(cases, folder)
     keys = {case.subject_id: _key(case, asked) for case in cases}
-    journal = _Journal(folder, keys)
+    journal = _Journal(folder, keys, table, masks)
     todo = [case for case in cases if not journal.is_done(case.subject_id)]
     if todo:
         folder.create()
@@ -138,7 +154,7 @@ def measure_cohort(
         journal.write_table([case.subject_id for case in cases], asked)
     done = sum(journal.is_done(case.subject_id) for case in cases)
     return MeasureSummary(
-        location=f"{folder.location}/{TABLE}",
+        location=f"{folder.location}/{table}",
         total=len(cases),
         done=done,
         new=done - (len(cases) - len(todo)),
@@ -188,8 +204,8 @@ def _work(
 class _Journal:
     """The journal of a folder for subjects of known keys. Lines stay text until the table needs them."""
 
-    def __init__(self, folder: Folder, keys: dict[str, str]) -> None:
-        self.folder, self.keys = folder, keys
+    def __init__(self, folder: Folder, keys: dict[str, str], table: str, masks: MadeBy) -> None:
+        self.folder, self.keys, self.table, self.masks = folder, keys, table, masks
         self._lines: dict[str, tuple[str, bool]] = {}  # the latest line of a subject and whether it was measured
         self._errors: dict[str, str] = {}
         for line, entry in journal_lines(folder, JOURNAL, MeasuredEntry.model_validate_json):
@@ -229,19 +245,19 @@ class _Journal:
     def write_table(self, subject_ids: Sequence[str], organs: Sequence[str]) -> None:
         """Write the table of these subjects, as far as they were tried, unless it is there; CannotGoOn if not."""
         tried = [subject_id for subject_id in subject_ids if subject_id in self._lines]
-        state = [(i, self.keys[i], self._errors[i]) for i in tried]
+        state = [self.masks.segmenter, self.masks.caution, *((i, self.keys[i], self._errors[i]) for i in tried)]
         digest = hashlib.sha256(json.dumps(state).encode()).hexdigest().encode()
         try:
-            if not tried or _table_key(self.folder) == digest:
+            if not tried or _table_key(self.folder, self.table) == digest:
                 return
             buffer = io.BytesIO()
             with pq.ParquetWriter(buffer, SCHEMA.with_metadata({_KEY: digest})) as writer:
                 for start in range(0, len(tried), SUBJECTS_PER_ROW_GROUP):
                     some = tried[start : start + SUBJECTS_PER_ROW_GROUP]
                     writer.write_table(pa.concat_tables([self._rows(subject_id, organs) for subject_id in some]))
-            self.folder.write(TABLE, buffer.getvalue())
+            self.folder.write(self.table, buffer.getvalue())
         except OSError as error:
-            told = f"{self.folder.location}: cannot write {TABLE} ({error}); what is measured is safe"
+            told = f"{self.folder.location}: cannot write {self.table} ({error}); what is measured is safe"
             raise CannotGoOn(told) from error
 
     def _rows(self, subject_id: str, organs: Sequence[str]) -> pa.Table:
@@ -249,8 +265,9 @@ class _Journal:
         if ok:
             columns = MeasuredEntry.model_validate_json(line).columns
         else:
-            columns = _columns(not_measured(f"not measured: {self._errors[subject_id]}", organs))
-        known = {"subject_id": [subject_id] * len(columns["organ"]), **columns}
+            columns = _columns(not_measured(f"{NOT_MEASURED}{self._errors[subject_id]}", organs))
+        same = {"subject_id": subject_id, "segmenter": self.masks.segmenter, "caution": self.masks.caution}
+        known = {**{name: [value] * len(columns["organ"]) for name, value in same.items()}, **columns}
         return pa.table({name: known[name] for name in SCHEMA.names}, schema=SCHEMA)
 
 
@@ -264,12 +281,12 @@ def _is_nan(value: object) -> bool:
     return isinstance(value, float) and math.isnan(value)
 
 
-def _table_key(folder: Folder) -> bytes | None:
-    """Of which journal the table in the folder is the view; None if there is none that can be read."""
-    if folder.size(TABLE) is None:
+def _table_key(folder: Folder, table: str) -> bytes | None:
+    """Of which journal a table in the folder is the view; None if there is none that can be read."""
+    if folder.size(table) is None:
         return None
     try:
-        metadata = pq.read_schema(io.BytesIO(folder.read(TABLE))).metadata or {}
+        metadata = pq.read_schema(io.BytesIO(folder.read(table))).metadata or {}
     except (OSError, pa.ArrowException):
         return None
     key: bytes | None = metadata.get(_KEY)

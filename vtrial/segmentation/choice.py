@@ -74,6 +74,7 @@ def _own_plan(name: str, cache: Path | None, *, resident: bool) -> SegmenterPlan
             "training_data": card.training_data,
             "license": card.license,
             "mode": card.mode,
+            "organs": list(card.organs),
             "weights_sha256": card.sha256,
             "totalsegmentator": totalsegmentator_version(),
         },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -83,7 +84,7 @@ def compare(
     strata = _strata(people, by, settings)
     for side in (a, b):
         notes += _side_notes(side, by, settings)
-    if a.segmenter != b.segmenter:
+    if not same_segmenter(a.segmenter, b.segmenter):
         told = " and ".join(f"{s.name}: {s.segmenter or 'unknown'}" for s in (a, b))
         notes.append(f"segmenters differ ({told}): a part of every difference may be theirs")
     rng = np.random.default_rng(settings.seed)
@@ -108,6 +109,12 @@ def compare(
     spread = pd.DataFrame(spreads)
     verdict, line = headline(table, spread, (a.name, b.name))
     return Comparison(a.name, b.name, table, spread, verdict, line, tuple(notes), settings)
+
+
+def same_segmenter(a: str, b: str) -> bool:
+    """Whether two names are one segmenter's; publications name TotalSegmentator and its mode in words of their own."""
+    words = [set(re.findall(r"totalsegmentator|fastest|fast", name.lower())) for name in (a, b)]
+    return a == b or ("totalsegmentator" in words[0] and words[0] == words[1])
 
 
 def _cells(a: Cohort | Summary, b: Cohort | Summary, settings: AnalysisSettings) -> tuple[list[Cell], list[str]]:

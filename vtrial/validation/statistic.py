@@ -85,7 +85,8 @@ def cohort_of(
     `measurements` has one row a subject and organ: subject_id, organ, and metrics; optional `touches_border` (volumes
     of such organs are not whole and count as missing) and `censored`. `subjects` has one row a subject; without it its
     columns are looked for in `measurements`. Subjects whose `status` is not ok, or that have no measurement yet, are
-    left out and counted in the notes. SUVmax at or beyond `suv_ceiling` (g/ml) is set to it and marked.
+    left out and counted in the notes. Columns `segmenter` and `caution` tell who drew the masks, if the argument
+    does not, and why not to trust them. SUVmax at or beyond `suv_ceiling` (g/ml) is set to it and marked.
 
     InputError, with all problems at once: missing columns, a sex other than F and M, an organ measured twice in a
     subject, values that are infinite, negative where they cannot be, or beyond any SUV.
@@ -101,6 +102,8 @@ def cohort_of(
     people, notes = _people(name, usual_names(subjects), set(measurements["subject_id"].astype(str)))
     _refuse(_value_problems(name, measurements, metrics))
 
+    drawn_by, cautions = (sorted(_texts(measurements, column)) for column in ("segmenter", "caution"))
+    notes += [f"{name}: {caution}" for caution in cautions]
     notes += _missing_notes(name, measurements[measurements["subject_id"].astype(str).isin(people.index)])
 
     organs = [str(o) for o in pd.unique(measurements["organ"])]
@@ -129,7 +132,12 @@ def cohort_of(
         values = np.hstack([values, suv[:, others] / np.where(liver > 0, liver, np.nan)])
         ceiling = np.hstack([ceiling, np.zeros((len(people), len(others)), dtype=bool)])
         cells += [(organs[i], LIVER_RATIO) for i in others]
-    return Cohort(name, people, tuple(cells), values, ceiling, tuple(notes), segmenter)
+    return Cohort(name, people, tuple(cells), values, ceiling, tuple(notes), segmenter or ", ".join(drawn_by))
+
+
+def _texts(table: pd.DataFrame, column: str) -> set[str]:
+    """What a column of text says, but for empty cells."""
+    return set(table[column].dropna().astype(str)) - {""} if column in table.columns else set()
 
 
 def _need(name: str, frame: pd.DataFrame, columns: Sequence[str]) -> None:
@@ -191,7 +199,7 @@ def _missing_notes(name: str, table: pd.DataFrame) -> list[str]:
     """Organs without numbers, counted by the reason that the measurement gave; the rarest reasons together."""
     if "missing" not in table.columns:
         return []
-    reasons = table["missing"].fillna("").astype(str)
+    reasons = table["missing"].astype(object).fillna("").astype(str)
     counts = reasons[reasons != ""].value_counts()
     notes = []
     for reason, count in counts.head(_REASONS).items():

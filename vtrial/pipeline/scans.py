@@ -1,0 +1,228 @@
+"""Scans on disk, whoever made them: a run of ours, or a folder of real PET/CT with a place for the work on it."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pandas as pd
+
+from vtrial.cohort.spec import usual_people
+from vtrial.cohort.table import Table, read_table
+from vtrial.execution import CannotGoOn
+from vtrial.imaging.discovery import FoundScan, find_scans, read_upright
+from vtrial.imaging.files import SUV_NAME
+from vtrial.measurement import Case, files_fingerprint, run_cases
+from vtrial.records import InputError, PetCt
+from vtrial.runs import MANIFEST, Manifest, read_manifest
+from vtrial.runs import TABLE as SUBJECTS
+from vtrial.segmentation import CtCase, run_ct_cases
+from vtrial.segmentation.cases import has_truth
+from vtrial.storage import Folder, open_folder
+
+RUNS = "runs"
+SOURCE = "source.json"  # in a folder for work on real scans: where they are
+_PERSON = ("sex", "age_years", "height_cm", "weight_kg", "diagnosis")
+
+
+@dataclass(frozen=True)
+class Scans:
+    """Subjects with CT and PET.
+
+    `source` is where the names of CT and PET begin, `folder` where masks, tables and reports go: the run itself, but
+    for real scans (`found`) a folder of its own. `people` has one row a subject, as in a run's table of subjects.
+    `exact` says that the run came with exact masks.
+    """
+
+    name: str
+    source: str
+    folder: Folder
+    ct_cases: tuple[CtCase, ...]
+    people: pd.DataFrame
+    manifest: Manifest | None = None
+    found: tuple[FoundScan, ...] = ()
+    exact: bool = False
+
+    @property
+    def real(self) -> bool:
+        """Whether these are scans that nobody here has made."""
+        return self.manifest is None
+
+    def cases(self, masks: str | None) -> list[Case]:
+        """What is to be measured with the masks in a folder of `folder`; None: the exact ones."""
+        if not self.real:
+            return run_cases(self.folder, masks)
+        source, cases = open_folder(self.source), []
+        for scan, ct_case in zip(self.found, self.ct_cases, strict=True):
+            labels = f"{masks}/{ct_case.mask}"
+            contents = (files_fingerprint(source, [scan.ct, scan.suv]), files_fingerprint(self.folder, [labels]))
+            cases.append(Case(scan.subject_id, scan.ct, scan.suv, labels, " ".join(contents)))
+        return cases
+
+    def read(self, subject_id: str) -> PetCt:
+        """A subject's PET/CT, upright; InputError or OSError where it cannot be read."""
+        ct = next(case.ct for case in self.ct_cases if case.subject_id == subject_id)
+        found = {scan.subject_id: scan.suv for scan in self.found}
+        return read_upright(
+            open_folder(self.source), ct, found.get(subject_id, str(PurePosixPath(ct).with_name(SUV_NAME)))
+        )
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """The folder for work, there and ours alone; InputError where another works in it.
+
+        A folder that cannot be written is given without a lock: finished work is left as it is, and other fails.
+        """
+        with ExitStack() as stack:
+            if self.real:
+                self.folder.create()
+            try:
+                stack.enter_context(self.folder.lock())
+            except OSError as error:
+                if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+                    raise CannotGoOn(f"{self.folder.location}: cannot write there ({error})") from None
+            if self.real:
+                _write_if_new(self.folder, SOURCE, json.dumps({"source": self.source}).encode())
+                _write_if_new(self.folder, f"{SUBJECTS}.parquet", parquet_bytes(self.people))
+            yield
+
+
+def open_scans(location: str, out: str | None = None) -> Scans:
+    """The scans of a run, of a folder of real ones, or of the folder for work on these.
+
+    Work on real scans goes to `out`, by default `runs/real-<name of the folder>`. InputError where there are no scans,
+    or the work folder is another's.
+    """
+    folder = open_folder(location)
+    name = PurePosixPath(folder.location).name
+    if folder.size(MANIFEST) is not None:
+        if out is not None:
+            raise InputError(f"--out {out}: {location} is a run, and keeps its own masks and tables; leave out --out")
+        return _of_run(folder, name)
+    if folder.size(SOURCE) is not None:
+        return _of_real(open_folder(_source(folder)), folder)
+    work = open_folder(out or str(Path(RUNS) / f"real-{plain_name(name)}"))
+    return _of_real(folder, work)
+
+
+def _of_run(folder: Folder, name: str) -> Scans:
+    if folder.size(f"{SUBJECTS}.parquet") is None:
+        raise InputError(f"{folder.location}: no {SUBJECTS}.parquet; give the command that made the run again")
+    ct_cases = tuple(run_ct_cases(folder))
+    if not ct_cases:
+        raise InputError(f"{folder.location}: no subject is finished; give the command that made the run again")
+    people = pd.read_parquet(io.BytesIO(folder.read(f"{SUBJECTS}.parquet")))
+    finished = people["subject_id"].isin([case.subject_id for case in ct_cases])
+    people.loc[finished, "status"] = "ok"  # a killed run's table is behind its journal
+    manifest = read_manifest(folder)
+    return Scans(name, folder.location, folder, ct_cases, people, manifest, exact=has_truth(folder))
+
+
+def _of_real(source: Folder, work: Folder) -> Scans:
+    found = tuple(find_scans(source))
+    known = _source(work) if work.size(SOURCE) is not None else source.location
+    if known != source.location:
+        raise InputError(f"{work.location}: holds the work on {known}, not on {source.location}; choose another --out")
+    foreign = [n for n in (f"{SUBJECTS}.parquet", "measurements.parquet") if work.size(n) is not None]
+    if foreign and work.size(SOURCE) is None:
+        raise InputError(f"{work.location}: has a {foreign[0]} that is not of this work; choose another --out")
+    return Scans(
+        name=PurePosixPath(source.location).name,
+        source=source.location,
+        folder=work,
+        ct_cases=tuple(CtCase(scan.subject_id, scan.ct, f"{scan.subject_id}.nii.gz") for scan in found),
+        people=_people(found, source),
+        found=found,
+    )
+
+
+def _source(work: Folder) -> str:
+    try:
+        return str(json.loads(work.read(SOURCE))["source"])
+    except (ValueError, KeyError, TypeError):
+        raise InputError(f"{work.location}/{SOURCE}: cannot be read; choose another --out") from None
+
+
+def _people(found: tuple[FoundScan, ...], source: Folder) -> pd.DataFrame:
+    """Who was scanned, by the tables beside the scans; without a known sex nobody can be compared, and that is told."""
+    known = _metadata(source)
+    rows: list[dict[str, Any]] = []
+    for i, scan in enumerate(found):
+        person = known.get(scan.subject_id.lower(), known.get(scan.patient.lower(), {}))
+        sexed = person.get("sex") in ("F", "M")
+        state = {"status": "ok" if sexed else "failed", "error": "" if sexed else "sex is not known"}
+        body = {name: _number(person.get(name)) for name in ("age_years", "height_cm", "weight_kg")}
+        body["bmi"] = body["weight_kg"] / (body["height_cm"] / 100.0) ** 2
+        texts = {"sex": person.get("sex") if sexed else "", "diagnosis": person.get("diagnosis")}
+        rows.append({"subject_id": scan.subject_id, "index": i, **texts, **body, **state})
+    return pd.DataFrame(rows)
+
+
+def _metadata(source: Folder) -> dict[str, dict[str, Any]]:
+    """Person to what tables in the folder, or beside an `imagesTr`, say alike in all their rows of that person."""
+    if "://" in source.location:
+        return {}
+    root = Path(source.location)
+    places = [root, root.parent] if root.name.startswith("images") else [root]
+    known: dict[str, dict[str, Any]] = {}
+    for path in sorted(path for place in places for kind in ("*.csv", "*.parquet") for path in place.glob(kind)):
+        try:
+            table = usual_people(read_table(path))
+        except InputError:  # any table may lie there
+            continue
+        if "sex" in table.columns and "subject_id" in table.columns:
+            _add(known, table)
+    return known
+
+
+def _add(known: dict[str, dict[str, Any]], table: Table) -> None:
+    for row in table.rows:
+        person = known.setdefault(str(row["subject_id"]).lower(), {})
+        for column in (c for c in _PERSON if row.get(c) is not None):
+            person[column] = row[column] if person.get(column, row[column]) == row[column] else None
+
+
+def _number(cell: Any) -> float:
+    try:
+        return float(cell)
+    except (TypeError, ValueError):
+        return float("nan")
+
+
+def newest_run() -> str:
+    """The run under `runs/` that was worked on last; InputError where there is none."""
+    started: dict[str, str] = {}
+    for path in Path(RUNS).glob(f"*/{MANIFEST}"):
+        try:
+            manifest = read_manifest(open_folder(path.parent))
+        except InputError:
+            continue
+        if manifest is not None and manifest.identity.get("layout") != "training" and manifest.sessions:
+            started[str(path.parent)] = manifest.sessions[-1].started
+    if not started:
+        raise InputError(f"no run under {RUNS}/; name one, or make one: vtrial generate cohorts/oncology.csv --n 100")
+    return max(started, key=lambda run: started[run])
+
+
+def plain_name(text: str) -> str:
+    """A text as the name of a folder."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._") or "unnamed"
+
+
+def parquet_bytes(table: pd.DataFrame) -> bytes:
+    """A table as the bytes of a Parquet file."""
+    buffer = io.BytesIO()
+    table.to_parquet(buffer, index=False)
+    return buffer.getvalue()
+
+
+def _write_if_new(folder: Folder, name: str, data: bytes) -> None:
+    if folder.size(name) != len(data) or folder.read(name) != data:
+        folder.write(name, data)

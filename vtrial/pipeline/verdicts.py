@@ -1,0 +1,164 @@
+"""The comparison of two measured cohorts on disk: made once, and read again as long as nothing has changed."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vtrial import __version__
+from vtrial.execution import CannotGoOn
+from vtrial.pipeline.evidence import gather
+from vtrial.pipeline.scans import plain_name
+from vtrial.pipeline.sides import Side
+from vtrial.reporting.report import build_report
+from vtrial.storage import Folder
+from vtrial.validation import AnalysisSettings, Cohort, Comparison, Reference, Summary, compare
+from vtrial.validation.match import pair
+
+TABLE, PAGE, NUMBERS = "comparisons.parquet", "report.html", "report.json"
+_KEY = b"vtrial.compared"  # in the table's metadata: of what it is the comparison
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """How a cohort stands against a reference. `counts` has verdict to cells; `new` says that it was made just now.
+
+    `report`, `numbers` and `table` are the places of the page, its JSON and the comparisons; `failures` says why
+    subjects are not in it, by cohort and subject.
+    """
+
+    run: str
+    reference: str
+    verdict: str
+    headline: str
+    counts: dict[str, int]
+    report: str
+    numbers: str
+    table: str
+    new: bool
+    failures: dict[str, str] = field(default_factory=dict)
+
+
+def judge(
+    twins: Side,
+    real: Side | Reference,
+    settings: AnalysisSettings,
+    by: str,
+    *,
+    paired: bool = False,
+    command: Sequence[str] = (),
+) -> Verdict:
+    """Compare, and write `validation/<reference>/` of the run, unless just that is there."""
+    synthetic = twins.cohort(settings)
+    reference = _reference(real, settings, beside=synthetic.name)
+    folder, place = twins.scans.folder, f"validation/{plain_name(reference.name)}"
+    key = _key(synthetic, reference, settings, by, paired)
+    new = not _is_there(folder, place, key)
+    if new:
+        theirs: Cohort | Reference = reference
+        if paired and isinstance(reference.data, Cohort):
+            synthetic, theirs = pair(synthetic, reference.data)
+        comparison = compare(synthetic, theirs, by=by, settings=settings, paired=paired)
+        built = build_report(gather(comparison, synthetic, twins, reference, real, command))
+        table = _bytes(_told(comparison, twins, real, reference), key)
+        try:
+            with twins.scans.held():
+                folder.write(f"{place}/{PAGE}", built.html.encode())
+                folder.write(f"{place}/{NUMBERS}", built.json.encode())
+                folder.write(f"{place}/{TABLE}", table)  # last, as it says that the others are there
+        except OSError as error:
+            raise CannotGoOn(f"{folder.location}: cannot write {place} ({error}); measurements are safe") from error
+    return _verdict(folder, place, twins, real, new=new)
+
+
+def _reference(real: Side | Reference, settings: AnalysisSettings, beside: str) -> Reference:
+    """The reference, under a name that is not that of the cohort `beside` it."""
+    found = real if isinstance(real, Reference) else _measured_reference(real, settings)
+    if found.name != beside:
+        return found
+    name = f"{found.name}-reference"
+    return replace(found, name=name, data=replace(found.data, name=name))
+
+
+def _measured_reference(real: Side, settings: AnalysisSettings) -> Reference:
+    scans, role = real.scans, "real" if real.scans.real else "stand-in"
+    title = "PET/CT of a folder" if scans.manifest is None else f"a run of vtrial ({scans.manifest.kind})"
+    data = real.cohort(settings)
+    return Reference(scans.name, data, title, role, source=scans.source, segmenter=data.segmenter)
+
+
+def _key(synthetic: Cohort, reference: Reference, settings: AnalysisSettings, by: str, paired: bool) -> bytes:
+    """Changes with anything that changes the comparison."""
+    asked = [__version__, settings.model_dump_json(), by, paired]
+    parts = [*_content(synthetic), *_content(reference.data)]
+    tables = [reference.slopes.to_csv(), reference.correlations.to_csv()]
+    named = json.dumps([*asked, *parts, *tables, reference.name, reference.title, reference.source, reference.note])
+    return hashlib.sha256(named.encode()).hexdigest().encode()
+
+
+def _content(data: Cohort | Summary) -> list[str]:
+    if isinstance(data, Summary):
+        return [data.name, data.segmenter, data.table.to_csv()]
+    numbers = hashlib.sha256(data.values.tobytes() + data.ceiling.tobytes()).hexdigest()
+    return [data.name, data.segmenter, data.people.to_csv(), str(data.cells), *data.notes, numbers]
+
+
+def _is_there(folder: Folder, place: str, key: bytes) -> bool:
+    if any(folder.size(f"{place}/{name}") is None for name in (TABLE, PAGE, NUMBERS)):
+        return False
+    try:
+        metadata = pq.read_schema(io.BytesIO(folder.read(f"{place}/{TABLE}"))).metadata or {}
+    except (OSError, pa.ArrowException):
+        return False
+    return bool(metadata.get(_KEY) == key)
+
+
+def _told(comparison: Comparison, twins: Side, real: Side | Reference, reference: Reference) -> pd.DataFrame:
+    """The table of comparisons, with whose masks are behind each side and why not to trust them, if so."""
+    cautions = [side.masks.caution for side in (twins, real) if isinstance(side, Side) and side.masks.caution]
+    return comparison.table.assign(
+        segmenter_synthetic=twins.masks.segmenter,
+        segmenter_reference=reference.data.segmenter,
+        caution="; ".join(dict.fromkeys(cautions)),
+    )
+
+
+def _bytes(table: pd.DataFrame, key: bytes) -> bytes:
+    arrow = pa.Table.from_pandas(table, preserve_index=False)
+    buffer = io.BytesIO()
+    pq.write_table(arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), _KEY: key}), buffer)
+    return buffer.getvalue()
+
+
+def _verdict(folder: Folder, place: str, twins: Side, real: Side | Reference, *, new: bool) -> Verdict:
+    """What the report's JSON says, whether it was written now or before."""
+    document: dict[str, Any] = json.loads(folder.read(f"{place}/{NUMBERS}"))
+    counts: dict[str, int] = {}
+    for stratum in document["counts"].values():
+        for word, count in stratum.items():
+            counts[word] = counts.get(word, 0) + count
+    failures: dict[str, str] = {}
+    for side in (twins, real):
+        if isinstance(side, Side):
+            failures |= {f"{side.scans.name}: {subject}": reason for subject, reason in side.failures.items()}
+    base = f"{folder.location}/{place}"
+    return Verdict(
+        run=folder.location,
+        reference=document["reference"],
+        verdict=document["verdict"],
+        headline=document["headline"],
+        counts=counts,
+        report=f"{base}/{PAGE}",
+        numbers=f"{base}/{NUMBERS}",
+        table=f"{base}/{TABLE}",
+        new=new,
+        failures=failures,
+    )
