@@ -62,7 +62,7 @@ def toy_config(**changes: Any) -> SegmenterConfig:
         "ema": 0.8,
         "steps": 80,
         "precision": "float32",
-        "metric_steps": 5,
+        "metric_steps": 1,
         "checkpoint_steps": 100,
     }
     return SegmenterConfig(**{**values, **changes})
@@ -246,9 +246,9 @@ def test_augmentation_changes_what_it_says(data: Path) -> None:
 
 def test_it_learns(run: Path) -> None:
     lines = [json.loads(line) for line in (run / METRICS).read_text().splitlines()]
-    assert [line["step"] for line in lines] == list(range(5, 81, 5))
+    assert [line["step"] for line in lines] == list(range(1, 81))
     assert lines[-1]["loss"] < 0.4 * lines[0]["loss"]
-    assert min(lines[-1]["dice"].values()) > 0.75 and max(lines[0]["dice"].values()) < 0.8
+    assert min(lines[-1]["dice"].values()) > 0.75 and max(lines[0]["dice"].values()) < 0.6
 
 
 def test_an_interrupted_training_goes_on_exactly(data: Path, tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ from torch import nn
 from vtrial.diffusion.denoiser import Denoiser, StageConfig
 from vtrial.diffusion.ema import PowerEma
 from vtrial.diffusion.weights import load_weights, model_folder, read_card
+from vtrial.optimizer import Optimizer, is_matrix
 from vtrial.records import InputError, Support
 from vtrial.training.config import TrainingConfig
-from vtrial.training.optimizer import Optimizer
 
 CHECKPOINT = "checkpoint.pt"
 # fields that may change between a run and its continuation
@@ -49,7 +49,7 @@ def new_state(config: TrainingConfig, stage: StageConfig, support: Support, devi
         denoiser = Denoiser(stage)
     denoiser.normalize_()
     denoiser.to(device)
-    optimizer = Optimizer(denoiser.parameters(), config.optimizer)
+    optimizer = Optimizer(denoiser.parameters(), is_matrix if config.optimizer.matrix_lr else lambda _: False)
     ema = PowerEma(dict(denoiser.named_parameters()), config.ema)
     return TrainingState(stage, support, denoiser, optimizer, ema)
 

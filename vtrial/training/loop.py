@@ -48,7 +48,8 @@ def steps(
 
 def _step(config: TrainingConfig, state: TrainingState, batch: Batch) -> StepReport:
     state.step += 1
-    state.optimizer.set_rate(state.step, config.steps)
+    rate = config.optimizer.rate(state.step, config.steps)
+    state.optimizer.set_rates(rate, rate * (config.optimizer.matrix_lr or 0.0) / config.optimizer.lr)
     device = batch.target.device
     generator = torch.Generator(device).manual_seed(config.seed * 1_000_003 + state.step)
     sigma = config.noise.draw(config.batch, generator)

@@ -17,12 +17,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vtrial.memory import keep_freed_memory
+from vtrial.optimizer import Optimizer, is_matrix
 from vtrial.records import InputError
+from vtrial.segmentation.fit.average import Average
 from vtrial.segmentation.fit.batches import Batch, batches
 from vtrial.segmentation.fit.config import SegmenterConfig, read_segmenter_config
 from vtrial.segmentation.fit.data import StoredPhantoms
 from vtrial.segmentation.fit.network import build
-from vtrial.segmentation.fit.optimizer import Average, Optimizer
 from vtrial.storage import write_atomic
 
 CHECKPOINT, METRICS = "checkpoint.pt", "metrics.jsonl"
@@ -58,7 +59,7 @@ def new_state(config: SegmenterConfig, source: str) -> FitState:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         network = build(config.network, len(config.heads), normalise=True).train()
-    return FitState(network, Optimizer(network, config.optimizer), Average(network, config.ema), source)
+    return FitState(network, Optimizer(network.parameters(), _is_kernel), Average(network, config.ema), source)
 
 
 def region_loss(logits: Tensor, regions: Tensor, entropy_weight: float) -> tuple[Tensor, Tensor]:
@@ -91,7 +92,8 @@ def steps(
 
 def _step(config: SegmenterConfig, state: FitState, batch: Batch) -> FitReport:
     state.step += 1
-    state.optimizer.set_rate(state.step, config.steps)
+    course = config.optimizer.course(state.step, config.steps)
+    state.optimizer.set_rates(course * config.optimizer.lr, course * config.optimizer.matrix_lr)
     state.optimizer.zero_grad()
     images = batch.image.contiguous(memory_format=torch.channels_last_3d)
     dtype = _DTYPES[config.precision]
@@ -238,3 +240,8 @@ def restore_state(folder: Path, config: SegmenterConfig, source: str) -> FitStat
     if changed:
         raise InputError(f"{folder}: trained with another configuration ({', '.join(changed)}); choose another --out")
     return state
+
+
+def _is_kernel(parameter: nn.Parameter) -> bool:
+    """Kernels with neighbours; the outputs' 1×1×1 ones stay with Adam."""
+    return is_matrix(parameter) and parameter[0, 0].numel() > 1

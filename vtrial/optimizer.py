@@ -7,44 +7,40 @@ of its matrix. The same error takes a quarter of the steps here (docs/decisions/
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import nn
 
-from vtrial.training.config import OptimizerConfig
+LEAST_SIDE = 16  # smaller matrices have few directions for Muon to even out
 
-# Smaller matrices have few directions; the outputs' gains and the learned variance stay with Adam.
-LEAST_SIDE = 16
+
+def is_matrix(parameter: nn.Parameter) -> bool:
+    """Whether Muon is of use: weights with `LEAST_SIDE` outputs and inputs at least."""
+    return parameter.ndim >= 2 and min(parameter.shape[0], parameter[0].numel()) >= LEAST_SIDE
 
 
 class Optimizer:
-    """Steps `parameters` in place; their rates follow `config`, of `steps` in all. No rate is set before `set_rate`."""
+    """Steps `parameters` in place: those that `by_muon` chooses by Muon, the rest by Adam. Rates are 0 until set."""
 
-    def __init__(self, parameters: Iterable[nn.Parameter], config: OptimizerConfig) -> None:
-        self.config = config
+    def __init__(self, parameters: Iterable[nn.Parameter], by_muon: Callable[[nn.Parameter], bool]) -> None:
         everything = list(parameters)
-        matrices = [p for p in everything if config.matrix_lr and _is_matrix(p)]
+        matrices = [p for p in everything if by_muon(p)]
         chosen = {id(p) for p in matrices}
-        self.adam = torch.optim.Adam(
-            [p for p in everything if id(p) not in chosen], lr=0.0, betas=(0.9, 0.99), fused=True
-        )
+        rest = [p for p in everything if id(p) not in chosen]
+        self.adam = torch.optim.Adam(rest, lr=0.0, betas=(0.9, 0.99), fused=True)
         # torch's Muon takes flat matrices only: views that share the memory of the kernels
         self._flat = [(p, nn.Parameter(p.detach().view(p.shape[0], -1))) for p in matrices]
-        self.muon = (
-            torch.optim.Muon([flat for _, flat in self._flat], weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
-            if matrices
-            else None
-        )
+        flat = [matrix for _, matrix in self._flat]
+        self.muon = torch.optim.Muon(flat, lr=0.0, weight_decay=0.0, adjust_lr_fn="match_rms_adamw") if flat else None
 
-    def set_rate(self, step: int, steps: int) -> None:
-        """Learning rates of step 1, 2, … of `steps`."""
-        rate = self.config.rate(step, steps)
+    def set_rates(self, adam: float, muon: float) -> None:
+        """Learning rates of the next step; Muon's has the root mean square of Adam's steps."""
         for group in self.adam.param_groups:
-            group["lr"] = rate
+            group["lr"] = adam
         for group in self.muon.param_groups if self.muon else ():
-            group["lr"] = rate * (self.config.matrix_lr or 0.0) / self.config.lr
+            group["lr"] = muon
 
     def zero_grad(self) -> None:
         """Forget the gradients."""
@@ -69,7 +65,3 @@ class Optimizer:
         self.adam.load_state_dict(state["adam"])
         if self.muon is not None:
             self.muon.load_state_dict(state["muon"])
-
-
-def _is_matrix(parameter: nn.Parameter) -> bool:
-    return parameter.ndim >= 2 and min(parameter.shape[0], parameter[0].numel()) >= LEAST_SIDE
