@@ -1,0 +1,140 @@
+"""PET/CT studies in folders of DICOM: found, paired and judged by their headers, then read as volumes.
+
+A study is one PET and one CT of the same StudyInstanceUID and frame of reference whose fields of view overlap. Of
+several PETs the attenuation-corrected one is taken, and the notes say so. What cannot be used is left out with every
+reason, and never stops the rest. Nothing that is shown (reasons, notes, `repr`) holds a name, id, date or UID.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from vtrial.imaging.dicom.folder import FolderContent, Shown, read_folder
+from vtrial.imaging.dicom.headers import Identity, Image
+from vtrial.imaging.dicom.pairing import Labelled, choose_ct, choose_pet
+from vtrial.imaging.dicom.people import Person, agreed_person
+from vtrial.imaging.dicom.series import Series, Volume, read_ct, read_pet, stacks
+from vtrial.imaging.dicom.suv import SuvConversion, Tracer
+from vtrial.records import InputError
+
+LEAST_COVERAGE = 0.5
+
+
+@dataclass(frozen=True, eq=False)
+class DicomStudy:
+    """A PET with its CT, not read yet: `read_study` does.
+
+    `patient` numbers the persons of the collection, so that studies of one person stay together. `coverage` is the
+    part of the PET's length that the CT covers. `where` is the study's folder as it may be shown. `identity` is what
+    the header calls the person and the study, for a key that the user asks for; it is never shown.
+    """
+
+    patient: int
+    where: str
+    person: Person
+    conversion: SuvConversion
+    coverage: float
+    notes: tuple[str, ...]
+    ct: Series = field(repr=False)
+    pet: Series = field(repr=False)
+    identity: Identity = field(repr=False)
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A study, or files, that cannot be used, and every reason why."""
+
+    where: str
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class DicomCollection:
+    """What a folder holds: the usable studies, what was left out, and how many files were something else, by kind."""
+
+    studies: tuple[DicomStudy, ...]
+    left_out: tuple[LeftOut, ...]
+    others: Mapping[str, int]
+
+
+def find_studies(root: Path, *, tracer: Tracer = "fdg", least_coverage: float = LEAST_COVERAGE) -> DicomCollection:
+    """All PET/CT studies under a folder, by their headers alone; InputError where no CT or PET image is there.
+
+    A CT that covers less than `least_coverage` of the PET's length is refused. Folders may be nested in any way.
+    """
+    root = Path(root).absolute()  # workers may read from elsewhere
+    content = read_folder(root)
+    if not content.images:
+        there = ", ".join(f"{count} {what}" for what, count in content.others.items()) or "nothing"
+        raise InputError(f"{root}: no CT or PET image is there ({there}); name a folder of DICOM files")
+    shown = Shown(root, content.words)
+    by_study: dict[str, list[Image]] = {}
+    for image in content.images:
+        by_study.setdefault(image.identity.study_uid, []).append(image)
+    numbers: dict[str, int] = {}
+    studies, left_out = [], _broken(content, shown)
+    for images in by_study.values():
+        where = shown(_common(images))
+        number = numbers.setdefault(images[0].identity.patient or images[0].identity.study_uid, len(numbers) + 1)
+        try:
+            studies.append(_study(images, number, where, shown, tracer, least_coverage))
+        except InputError as error:
+            left_out.append(LeftOut(where, error.problems))
+    return DicomCollection(tuple(studies), tuple(left_out), content.others)
+
+
+def read_study(study: DicomStudy) -> tuple[Volume, Volume]:
+    """The CT in HU (int16) and the PET in SUV (float32, g/ml), each on its grid; InputError where pixels are unfit."""
+    return read_ct(study.ct), read_suv(study)
+
+
+def read_suv(study: DicomStudy) -> Volume:
+    """The PET as body-weight SUV (float32, g/ml); InputError where pixels are unfit."""
+    return read_pet(study.pet, study.conversion.factors)
+
+
+def _broken(content: FolderContent, shown: Shown) -> list[LeftOut]:
+    counts = Counter((shown(path.parent), reason) for path, reason in content.broken)
+    return [LeftOut(where, (f"{count} files: {reason}",)) for (where, reason), count in counts.items()]
+
+
+def _common(images: Iterable[Image]) -> Path:
+    return Path(os.path.commonpath([image.path.parent for image in images]))
+
+
+def _study(
+    images: list[Image], patient: int, where: str, shown: Shown, tracer: Tracer, least_coverage: float
+) -> DicomStudy:
+    identity = images[0].identity
+    if not identity.study_uid:
+        raise InputError(f"{where}: StudyInstanceUID is missing: what belongs together is not known")
+    if len({image.identity.patient for image in images}) > 1:
+        raise InputError(f"{where}: one StudyInstanceUID with several PatientIDs: whose images these are is not known")
+    labelled = _labelled(stacks(images), shown)
+    pets = [(label, stack) for label, stack in labelled if stack[0].kind == "PT"]
+    cts = [(label, stack) for label, stack in labelled if stack[0].kind == "CT"]
+    missing = [name for name, some in (("PET", pets), ("CT", cts)) if not some]
+    if missing:
+        raise InputError(f"{where}: the study has no {' and no '.join(missing)} series")
+    pet, conversion, pet_notes = choose_pet(pets, tracer)
+    ct, covered, ct_notes = choose_ct(cts, pet, least_coverage)
+    person = agreed_person([image.person for image in (*pet.images, *ct.images)])
+    told = [f"{series.where}: {note}" for series in (pet, ct) for note in series.notes]
+    notes = (*pet_notes, *ct_notes, *told, *conversion.notes, *person.doubts)
+    return DicomStudy(patient, where, person, conversion, covered, notes, ct, pet, identity)
+
+
+def _labelled(found: list[list[Image]], shown: Shown) -> list[Labelled]:
+    """Each stack with its folder, kind and size, and a number where a folder holds several of a kind."""
+    folders = [(shown(_common(stack)), "PET" if stack[0].kind == "PT" else "CT") for stack in found]
+    several, count = Counter(folders), Counter[tuple[str, str]]()
+    labelled = []
+    for (folder, kind), stack in zip(folders, found, strict=True):
+        count[folder, kind] += 1
+        number = f" {count[folder, kind]}" if several[folder, kind] > 1 else ""
+        labelled.append((f"{folder}, {kind} series{number} of {len(stack)} images", stack))
+    return labelled
