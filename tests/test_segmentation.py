@@ -3,6 +3,7 @@ from __future__ import annotations
 import functools
 import gc
 import json
+import multiprocessing.process
 import os
 import pickle
 import shutil
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy import ndimage
 
 from vtrial.execution import CannotGoOn, LocalExecutor, Resources
 from vtrial.imaging.files import nifti_bytes, nifti_from_bytes, voxel_sha256, write_nifti_atomic
@@ -41,7 +43,7 @@ from vtrial.segmentation import (
     write_segmenter,
 )
 from vtrial.segmentation import home as homes
-from vtrial.segmentation.adapter import LoadTotalSegmentator
+from vtrial.segmentation.adapter import SMOOTH, LoadTotalSegmentator
 from vtrial.segmentation.card import CARD, SPACING_MM, WEIGHTS, Mode, read_segmenter
 from vtrial.segmentation.nnunet import (
     CHECKPOINT,
@@ -222,9 +224,14 @@ def test_resident_masks_are_those_of_the_stock_path_and_nothing_calls_home(
             return _stock(self, *a, **k)
 
         monkeypatch.setattr(runner.nnUNetPredictor, name, functools.wraps(stock)(spy))
+    started = []
+    start = multiprocessing.process.BaseProcess.start
+    monkeypatch.setattr(
+        multiprocessing.process.BaseProcess, "start", lambda process: (started.append(process.name), start(process))[1]
+    )
     cts = [ct_bytes(0), ct_bytes(1)]
     masks = [segment(ct) for ct in [*cts, cts[0]]]
-    assert threads == [1, 1, 1] and loads == [1]
+    assert threads == [1, 1, 1] and loads == [1] and started == []
     assert no_network == [] and not any(name.startswith("TOTALSEG") for name in os.environ)
     assert [path.name for path in segment._home.folder.iterdir()] == ["config.json"]  # no volume is left
     threads.clear()
@@ -236,9 +243,51 @@ def test_resident_masks_are_those_of_the_stock_path_and_nothing_calls_home(
     np.testing.assert_array_equal(our_affine, affine)
     np.testing.assert_allclose(our_affine, nifti_from_bytes(cts[0], "ct")[1])
     assert masks[2] == masks[0] and masks[1] != masks[0]
-    assert threads == [] and loads == [1, 1]  # the other path was another indeed
+    assert threads == [] and loads == [1, 1] and started  # the other path was another indeed
     assert no_network == []
     assert len(np.unique(ours)) >= 5 and set(np.unique(ours)) <= {0, *(h.writes for h in HEADS)}
+
+
+def test_masks_of_our_own_segmenters_come_back_smoothly_and_official_ones_as_they_do(
+    tiny_model: Path, no_network: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    resample_one_hot_crop = pytest.importorskip("totalsegmentator.resampling").resample_one_hot_crop
+    own = segmenter_plan(str(tiny_model)).load(Resources(threads=1))
+    official = LoadTotalSegmentator("fastest", weights=str(built_model(tiny_model)))(Resources(threads=1))
+    drawn: list[np.ndarray] = []  # by the network, on its own grid
+    stock = own._runner.change_spacing
+
+    def told(image: Any, *arguments: Any, **options: Any) -> Any:
+        if options["dtype"] is np.uint8:
+            drawn.append(np.asarray(image.dataobj))
+        return stock(image, *arguments, **options)
+
+    monkeypatch.setattr(own._runner, "change_spacing", told)
+    ct = nifti_bytes(blob_ct(), (4.0, 4.0, 4.0))[0]
+    smooth, nearest = (nifti_from_bytes(segment(ct), "mask")[0] for segment in (own, official))
+    np.testing.assert_array_equal(drawn[0], drawn[1])
+    assert len(np.unique(drawn[0])) >= 5
+    np.testing.assert_array_equal(smooth, resample_one_hot_crop(drawn[0], smooth.shape, order=1))
+    zoom = np.array(nearest.shape) / np.array(drawn[1].shape)
+    np.testing.assert_array_equal(nearest, ndimage.zoom(drawn[1], zoom, order=0, mode="nearest"))
+    assert (smooth != nearest).mean() > 0.01
+
+
+def test_a_totalsegmentator_without_smooth_masks_is_told(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = segmenter_plan(str(tiny_model))
+    assert plan.facts["options"] == [SMOOTH]
+    with monkeypatch.context() as without:
+        without.setattr("vtrial.segmentation.choice.SMOOTH", "nearest")
+        assert segmenter_plan(str(tiny_model)).sha256 != plan.sha256  # other masks are another segmenter's
+    monkeypatch.setattr(f"{LoadTotalSegmentator.__module__}.SMOOTH", "smoothest")
+    with pytest.raises(InputError, match=r"no option smoothest, .* 2\.15 or newer"):
+        plan.load(Resources(threads=1))
+    monkeypatch.setattr("vtrial.segmentation.resident.totalsegmentator_version", lambda: "2.14.0")
+    monkeypatch.setattr("vtrial.segmentation.choice.totalsegmentator_version", lambda: "2.14.0")
+    with pytest.raises(InputError, match=rf"totalsegmentator 2\.14\.0 has no option {SMOOTH}"):
+        segmenter_plan(str(tiny_model))
+    with pytest.raises(InputError, match="no such folder"):  # for the official weights it would do
+        segmenter_plan("totalsegmentator", weights="nowhere")
 
 
 def test_the_trap_for_network_calls_springs(no_network: list[str]) -> None:

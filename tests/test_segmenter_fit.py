@@ -187,6 +187,7 @@ def test_regions_are_unions_and_parts_add_up() -> None:
 
 def test_a_set_grows_resumes_and_refuses_strangers(tmp_path: Path) -> None:
     made: list[int] = []
+    counted: list[int] = []
 
     def make(subject: Subject) -> Phantom:
         made.append(subject.index)
@@ -197,6 +198,8 @@ def test_a_set_grows_resumes_and_refuses_strangers(tmp_path: Path) -> None:
     (folder / "00000.npz").unlink()
     prepare_phantoms(toy_config(), SPEC, folder, 3, 1, make=make)
     assert made == [0, 1, 0, 2]
+    prepare_phantoms(toy_config(), SPEC, folder, 4, 1, make=make, progress=counted.append)
+    assert counted == [4]
     with np.load(folder / "00000.npz") as again:
         (tmp_path / "old.npz").write_bytes(first["00000.npz"])
         with np.load(tmp_path / "old.npz") as old:
@@ -344,6 +347,8 @@ def test_finishing_calibrates_judges_and_writes(run: Path, tmp_path: Path, monke
         ("judging", 2),
     ]
     assert card == read_segmenter_card(tmp_path / "out") and card.dice["liver"] == round(found.mean_dice["liver"], 4)
+    assert card.volume_bias["ribs"] == pytest.approx(100 * np.mean(found.volume["ribs"]) - 100, abs=0.01)
+    assert set(card.volume_bias) == {"liver", "ribs"} and 0 < max(map(abs, card.volume_bias.values())) < 60
     assert len(found.seconds) == 2 and found.mean_dice["liver"] > 0.6
     export_segmenter(run, tmp_path / "plain")
     (_, calibrated_weights), (_, plain) = read_segmenter(tmp_path / "out"), read_segmenter(tmp_path / "plain")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from vtrial.cli.options import JsonOption, app
 from vtrial.console import FAILED, Console
+
+if TYPE_CHECKING:
+    from vtrial.diffusion.weights import ModelCard
+    from vtrial.segmentation import SegmenterCard
 
 
 @app.command()
@@ -28,14 +32,16 @@ def models(as_json: JsonOption = False) -> None:
 
 @app.command()
 def train(
-    config: Annotated[Path, typer.Argument(help="TOML of one stage, such as configs/bundled-global.toml.")],
-    data: Annotated[Path, typer.Option("--data", help="Training folder, or a cohort spec: endless phantoms.")],
-    out: Annotated[Path, typer.Option("--out", help="Model folder; `--model` of generate takes it.")],
+    config: Annotated[Path, typer.Argument(help="TOML of one stage or of a segmenter; see configs/.")],
+    data: Annotated[Path, typer.Option("--data", help="Training folder, or a cohort spec to render phantoms of.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for `--model` or `--segmenter`.")],
     start_from: Annotated[str | None, typer.Option("--start-from", help="Begin with the weights of a model.")] = None,
-    max_minutes: Annotated[float | None, typer.Option("--max-minutes", help="Stop after this time.")] = None,
+    max_minutes: Annotated[float | None, typer.Option("--max-minutes", help="Train for this long.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Fit one stage of a model; the same command again goes on from the last checkpoint.
+    """Fit one stage of a model, or a segmenter; the same command again goes on from the last checkpoint.
+
+    A segmenter's phantoms are rendered once and stored; it is judged on others when its training ends.
 
     Example: vtrial train configs/bundled-global.toml --data data --out models/mine
     """
@@ -47,8 +53,7 @@ def train(
             console.say("  ".join(f"{key} {value}" for key, value in line.items()))
 
         card = pipeline.train(config, data, out, tell, start_from, None if max_minutes is None else 60.0 * max_minutes)
-        steps = {stage: trained.steps for stage, trained in card.stages.items()}
-        console.result({"model": str(out), "steps": steps}, f"model {out}: steps {steps}")
+        console.result(*_trained(out, card))
 
 
 @app.command()
@@ -113,6 +118,21 @@ def bench(
         console.result(
             vars(result), "\n".join(f"{key.replace('_', ' '):<28} {value}" for key, value in vars(result).items())
         )
+
+
+def _trained(out: Path, card: ModelCard | SegmenterCard) -> tuple[dict[str, object], str]:
+    """What was trained, for machines and for people."""
+    from vtrial.segmentation import SegmenterCard
+
+    if not isinstance(card, SegmenterCard):
+        steps = {stage: trained.steps for stage, trained in card.stages.items()}
+        return {"model": str(out), "steps": steps}, f"model {out}: steps {steps}"
+    lines = [f"segmenter {out}: {card.training_data}"]
+    for name, dice in card.dice.items():
+        bias = f"{card.volume_bias[name]:+.1f} %" if name in card.volume_bias else "in nobody"
+        lines.append(f"{name:<24} Dice {dice:.3f}  volume {bias}")
+    found: dict[str, object] = {"training": card.training_data, "dice": card.dice, "volume_bias": card.volume_bias}
+    return {"segmenter": str(out), **found}, "\n".join(lines)
 
 
 def _plain(value: object) -> str:

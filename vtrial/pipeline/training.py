@@ -1,4 +1,4 @@
-"""Models: which there are, and fitting one."""
+"""Models: which there are, and fitting one, or a segmenter."""
 
 from __future__ import annotations
 
@@ -10,13 +10,16 @@ from vtrial.diffusion.denoiser import StageName
 from vtrial.diffusion.sampler import SamplerConfig
 from vtrial.diffusion.weights import CARD, WEIGHT_FILES, ModelCard, list_models, read_card
 from vtrial.generation import describe_models
+from vtrial.pipeline.segmenters import fit_segmenter, is_segmenter
+from vtrial.records import InputError
+from vtrial.segmentation import SegmenterCard
 from vtrial.training import TrainingConfig, export_model, hardware, read_config
 from vtrial.training import train as fit
 from vtrial.training.checkpoint import CHECKPOINT
 
 # What a freshly trained stage is sampled with until its card says otherwise; noise levels of decision 011.
 FRESH_SAMPLERS: dict[StageName, SamplerConfig] = {
-    "global": SamplerConfig(steps=24, sigma_max=200.0),
+    "global": SamplerConfig(steps=32, sigma_max=2000.0),
     "global-detail": SamplerConfig(sigma_max=0.8),  # where it takes over; how it is sampled, "global" says
     "super-resolution": SamplerConfig(name="dpmpp-2m", steps=12, sigma_max=20.0),
 }
@@ -34,6 +37,22 @@ def train(
     progress: Callable[[dict[str, object]], None],
     start_from: str | None = None,
     max_seconds: float | None = None,
+) -> ModelCard | SegmenterCard:
+    """Fit what a configuration is of: a stage of a model, or a segmenter, going on from the last checkpoint."""
+    if not is_segmenter(config):
+        return fit_stage(config, data, out, progress, start_from, max_seconds)
+    if start_from is not None:
+        raise InputError(f"{config}: a segmenter begins with no other's weights; leave out --start-from")
+    return fit_segmenter(config, data, out, progress, max_seconds)
+
+
+def fit_stage(
+    config: Path,
+    data: Path,
+    out: Path,
+    progress: Callable[[dict[str, object]], None],
+    start_from: str | None,
+    max_seconds: float | None,
 ) -> ModelCard:
     """Fit one stage, going on from its last checkpoint, and export the stages that `out` holds.
 

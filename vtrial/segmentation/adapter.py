@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import inspect
 import io
 import logging
 import sys
@@ -26,6 +27,10 @@ _TRAINERS = (
     ("variants.data_augmentation.nnUNetTrainerNoMirroring", "nnUNetTrainerNoMirroring"),
     ("variants.training_length.nnUNetTrainer_Xepochs_NoMirroring", "nnUNetTrainer_4000epochs_NoMirroring"),
 )
+# Gives masks back to the fine grid by linear interpolation, organ by organ, in place of the nearest voxel. In 2.15 and
+# later; `higher_order_resampling`, without LEGACY, was the same in earlier ones and is something else in these.
+SMOOTH = "higher_order_resampling_LEGACY"
+NEEDS_SMOOTH = "segmenters of vtrial's own need; install totalsegmentator 2.15 or newer, below 3"
 _log = logging.getLogger(__name__)
 
 
@@ -34,7 +39,8 @@ class LoadTotalSegmentator:
     """Loads TotalSegmentator's task `total` in a worker.
 
     `weights` is the folder of the official weights; where it is empty, `model` names a segmenter of our own, built into
-    `cache` (the default one if empty). `resident` keeps models in memory; without it every call is the stock one.
+    `cache` (the default one if empty), whose masks are smoothed (option `SMOOTH`). `resident` keeps models in memory;
+    without it every call is the stock one.
     """
 
     mode: Mode
@@ -51,12 +57,10 @@ class LoadTotalSegmentator:
         else:
             weights = built_model(self.model, Path(self.cache) if self.cache else None)
         session = self.session or new_session()
-        segmenter = TotalSegmentator(
-            self.mode, make_home(session, weights, resources.threads), resources, resident=self.resident
-        )
+        home = make_home(session, weights, resources.threads)
         if not self.session:
-            weakref.finalize(segmenter, end_session, session)
-        return segmenter
+            weakref.finalize(home, end_session, session)
+        return TotalSegmentator(self.mode, home, resources, smooth=not self.weights, resident=self.resident)
 
     def in_session(self, session: str) -> LoadTotalSegmentator:
         """The same, with its workers' homes in a session that the caller ends."""
@@ -66,11 +70,14 @@ class LoadTotalSegmentator:
 class TotalSegmentator:
     """CT (bytes of a NIfTI file) → mask (bytes of an uncompressed one, uint8 class ids, the CT's grid and header)."""
 
-    def __init__(self, mode: Mode, home: Home, resources: Resources, *, resident: bool = True) -> None:
+    def __init__(self, mode: Mode, home: Home, resources: Resources, *, smooth: bool, resident: bool = True) -> None:
         self._mode, self._home, self._threads = mode, home, resources.threads
+        self._options = {SMOOTH: True} if smooth else {}
         self._device = "gpu" if resources.device == "cuda" else "cpu"
         with home.entered():
             self._api, self._runner = _imported(home.weights)
+        if unknown := self._options.keys() - inspect.signature(self._api.totalsegmentator).parameters.keys():
+            raise InputError(f"this totalsegmentator has no option {', '.join(unknown)}, which {NEEDS_SMOOTH}")
         reason = why_not_resident(self._runner) if resident else "not asked for"
         if resident and reason:
             _log.warning("%s: models are loaded anew for every case", reason)
@@ -106,6 +113,7 @@ class TotalSegmentator:
                         quiet=True,
                         nr_thr_resamp=1,
                         nr_thr_saving=1,
+                        **self._options,
                     )
             except SystemExit as end:  # it ends the process where it does not like something
                 raise RuntimeError(f"TotalSegmentator gave up: {said.getvalue().strip() or end}") from None

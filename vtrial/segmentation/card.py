@@ -111,6 +111,8 @@ class SegmenterCard(_Strict):
     """Further names of weights: nnU-Net's networks list the same tensors under several, and they are stored once."""
     dice: dict[str, float] = {}
     """Head to mean Dice on volumes not trained on."""
+    volume_bias: dict[str, float] = {}
+    """Head to the mean of (volume drawn - true volume) / true volume on the same, in percent."""
 
     @model_validator(mode="after")
     def _regions(self) -> SegmenterCard:

@@ -1,9 +1,9 @@
 """One nnU-Net predictor for each model, kept from case to case, in place of TotalSegmentator's load and spawn per call.
 
 TotalSegmentator calls `totalsegmentator.nnunet.nnUNetv2_predict` for each case and model; that loads the weights and
-starts two process pools, about 5 s. The stand-in here gives the same predictor the same files in this process. All
-else (orientation, resampling, tiling, labels) stays TotalSegmentator's, and so do the voxels. Where the package is not
-one this was written for, it stays out of the way.
+starts two process pools, about 5 s. The stand-in here gives the same predictor the same files in this process, by name,
+as nnU-Net starts processes even to list a folder. All else (orientation, resampling, tiling, labels) stays
+TotalSegmentator's, and so do the voxels. Where the package is not one this was written for, it stays out of the way.
 """
 
 from __future__ import annotations
@@ -36,12 +36,15 @@ def totalsegmentator_version() -> str:
         return ""
 
 
+def totalsegmentator_release() -> tuple[int, ...]:
+    """The first two numbers of the version installed."""
+    return tuple(int(part) for part in totalsegmentator_version().split(".")[:2] if part.isdigit())
+
+
 def why_not_resident(runner: Any) -> str:
     """Why the module `totalsegmentator.nnunet` cannot have the stand-in; "" if it can."""
-    installed = totalsegmentator_version()
-    numbers = tuple(int(part) for part in installed.split(".")[:2] if part.isdigit())
-    if not TESTED[0] <= numbers < TESTED[1]:
-        return f"TotalSegmentator {installed or 'of unknown version'} is not known here"
+    if not TESTED[0] <= totalsegmentator_release() < TESTED[1]:
+        return f"TotalSegmentator {totalsegmentator_version() or 'of unknown version'} is not known here"
     predict, predictor = getattr(runner, "nnUNetv2_predict", None), getattr(runner, "nnUNetPredictor", None)
     if predict is None or not hasattr(runner, "get_output_folder"):
         return "totalsegmentator.nnunet has no nnUNetv2_predict or get_output_folder"
@@ -72,7 +75,8 @@ class ResidentPredictor:
             self._stock(*args, **kwargs)
             return
         predictor = self._predictor(asked)
-        predictor.predict_from_files_sequential(str(asked["dir_in"]), str(asked["dir_out"]), save_probabilities=False)
+        cases = _cases(Path(asked["dir_in"]), predictor.dataset_json["file_ending"])
+        predictor.predict_from_files_sequential(cases, str(asked["dir_out"]), save_probabilities=False)
 
     def _predictor(self, asked: dict[str, Any]) -> Any:
         import torch
@@ -96,6 +100,14 @@ class ResidentPredictor:
             predictor.initialize_from_trained_model_folder(folder, use_folds=folds, checkpoint_name=_CHECKPOINT)
             self._loaded[key] = predictor
         return self._loaded[key]
+
+
+def _cases(folder: Path, ending: str) -> list[list[str]]:
+    """The files of each case in a folder, one a channel (`<case>_0000.nii.gz`, …), as nnU-Net finds them."""
+    cases: dict[str, list[str]] = {}
+    for path in sorted(folder.glob(f"*_[0-9][0-9][0-9][0-9]{ending}")):
+        cases.setdefault(path.name[: -len("_0000" + ending)], []).append(str(path))
+    return list(cases.values())
 
 
 @contextmanager

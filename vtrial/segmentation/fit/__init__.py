@@ -6,7 +6,7 @@
 
 from vtrial.segmentation.fit.config import SegmenterConfig, read_segmenter_config
 from vtrial.segmentation.fit.data import prepare_phantoms
-from vtrial.segmentation.fit.export import export_segmenter
+from vtrial.segmentation.fit.export import export_segmenter, trained_on
 from vtrial.segmentation.fit.finish import finish_segmenter
 from vtrial.segmentation.fit.judge import Judgement, held_out, judge
 from vtrial.segmentation.fit.loop import FitState, train_segmenter
@@ -22,4 +22,5 @@ __all__ = [
     "prepare_phantoms",
     "read_segmenter_config",
     "train_segmenter",
+    "trained_on",
 ]

@@ -38,7 +38,8 @@ def prepare_phantoms(
     """Render `n` phantoms of a cohort spec and store them on the grid in `out`; gives `out`.
 
     The same call again makes what is missing, and a larger `n` adds to the set: phantom i depends on (seed, i) alone.
-    InputError for a bad spec, or an `out` that holds another set. `progress` gets the number of phantoms stored.
+    InputError for a bad spec, or an `out` that holds another set. `progress` gets the number of phantoms there are,
+    after each that is made.
     """
     folder, facts = Path(out), _facts(config, seed, Path(spec).name)
     known = _read_facts(folder) if (folder / SET).exists() else None
@@ -49,8 +50,9 @@ def prepare_phantoms(
     write_atomic(folder / SET, (json.dumps(facts, indent=1) + "\n").encode())
     for subject in people:
         path = folder / f"{subject.index:05d}.npz"
-        if not path.exists():
-            _store(path, _stretched(config, make(subject), subject))
+        if path.exists():
+            continue
+        _store(path, _stretched(config, make(subject), subject))
         if progress is not None:
             progress(subject.index + 1)
     return folder
@@ -64,7 +66,7 @@ def _read_facts(folder: Path) -> dict[str, object]:
     try:
         facts: dict[str, object] = dict(json.loads((folder / SET).read_text()))
     except (OSError, ValueError, TypeError):
-        raise InputError(f"{folder}: no readable {SET}; make the set with the segmenter's preparation") from None
+        raise InputError(f"{folder}: no set of a segmenter's phantoms ({SET}); give one, or a cohort spec") from None
     return facts
 
 
@@ -93,7 +95,7 @@ class StoredPhantoms:
         if found != self.grid_mm:
             raise InputError(f"{self.folder}: phantoms on a grid of {found} mm; this segmenter's has {self.grid_mm} mm")
         if not self.files:
-            raise InputError(f"{self.folder}: no phantoms in this set yet; prepare some")
+            raise InputError(f"{self.folder}: no phantoms in this set yet; go on making it")
 
     @property
     def files(self) -> list[Path]:

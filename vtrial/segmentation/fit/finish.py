@@ -61,8 +61,15 @@ def finish_segmenter(
         card = export_segmenter(run, folder, offsets=offsets)
         segment = segmenter_plan(str(folder), cache=place / "cache").load(Resources(threads=threads))
         found = judge(segment, held_out(spec, judge_on, seed + 1), card.heads, told("judging"))
-    dice = {name: round(value, 4) for name, value in found.mean_dice.items() if not np.isnan(value)}
-    card = export_segmenter(run, out, offsets=offsets, dice=dice, description=description, hardware=hardware)
+    card = export_segmenter(
+        run,
+        out,
+        offsets=offsets,
+        dice={name: round(value, 4) for name, value in found.mean_dice.items() if not np.isnan(value)},
+        volume_bias={name: round(100.0 * v, 2) for name, v in found.volume_bias.items() if not np.isnan(v)},
+        description=description,
+        hardware=hardware,
+    )
     return card, found
 
 

@@ -1,8 +1,8 @@
 """From a CT and its exact labels to the grid on which TotalSegmentator's fast modes segment.
 
-TotalSegmentator resamples with `scipy.ndimage.zoom` (order 1, first and last voxel kept in place), cuts the decimals,
-and gives the mask back by the nearest voxel of the coarse grid; nnU-Net then finds its own spacing and resamples
-nothing. So the phantoms go the same way here.
+TotalSegmentator resamples with `scipy.ndimage.zoom` (order 1, first and last voxel kept in place) and cuts the
+decimals; nnU-Net then finds its own spacing and resamples nothing. So the phantoms go the same way here. Masks come
+back to the fine grid organ by organ: linear interpolation, and inside is what reaches one half.
 """
 
 from __future__ import annotations
