@@ -36,9 +36,10 @@ from vtrial.reporting.portraits import portrait
 from vtrial.reporting.report import GALLERY_BYTES, Report, build_report
 from vtrial.reporting.svg import nice_ticks, tick_label
 from vtrial.reporting.words import fixed, number, p_value
-from vtrial.validation import AnalysisSettings, Cohort, cohort_of, compare, read_reference
+from vtrial.validation import AnalysisSettings, Cohort, anova, cohort_of, compare, read_reference
 from vtrial.validation.conditional import compare_correlations, compare_slopes
-from vtrial.validation.diversity import copies, pairwise_likeness
+from vtrial.validation.diversity import pairwise_likeness
+from vtrial.validation.nearest import copies
 
 ORGANS = ("liver", "spleen", "kidneys")
 QUICK = AnalysisSettings(bootstraps=200, shufflings=200, organs=ORGANS)
@@ -100,6 +101,7 @@ def full_content(a: Cohort, b: Cohort, by: str = "sex") -> Content:
         demographics=[Demographic(a.name, "sex=F", "age (years)", 20, 55.5, 17.25)],
         slopes=compare_slopes(a, b, QUICK),
         correlations=compare_correlations(a, b, QUICK),
+        anova=anova({a.name: a, b.name: b, "a third": cohort("third", 30, 9)}, by=by, cells=cells, settings=QUICK),
         likeness=[{"cohort": a.name, **numbers}],
         copies=copies(np.vstack([rng.normal(size=(5, 30)), training[:1]]), training, held_out),
         portraits=[portrait(f"twin {i}", "woman, 61 years", body(i)) for i in range(2)],
@@ -210,7 +212,8 @@ def test_the_page_shows_the_numbers_of_the_json(report: Report) -> None:
     page, tree = Page(report.html), strict(report.json)
     assert assert_same_numbers(page, tree) > 1000
     rows = {e.attributes["data-row"].split("/")[0] for e in page.elements if "data-row" in e.attributes}
-    assert rows >= {"cells", "spread", "slopes", "likeness", "copies", "exclusions", "demographics", "counts"}
+    assert rows >= {"cells", "spread", "slopes", "likeness", "copies", "closest_pairs", "anova", "exclusions", "counts"}
+    assert "demographics" in rows
     assert tree["headline"] in page.all("header")[0].text
 
 

@@ -1,4 +1,4 @@
-"""Slopes and correlations against truth known by construction; lost spread, likeness and copies."""
+"""Slopes and correlations against truth known by construction; lost spread and likeness."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from vtrial.records import InputError
 from vtrial.validation import AnalysisSettings, Cohort, cohort_of, read_reference
 from vtrial.validation.conditional import SlopeQuestion, compare_correlations, compare_slopes, correlations, fit_slope
 from vtrial.validation.diversity import (
-    copies,
-    nearest_distances,
     pairwise_likeness,
     spread_of_moments,
     spread_of_values,
@@ -165,27 +163,3 @@ def test_standardised_vectors_leave_out_what_is_missing() -> None:
     a[0, 0], b[:, 1] = np.nan, 3.0
     za, zb = standardised(a, b)
     assert za.shape == (10, 2) and zb.mean(axis=0) == pytest.approx(0) and zb.std(axis=0, ddof=1) == pytest.approx(1)
-
-
-def test_a_planted_copy_is_found_and_fresh_twins_are_not_suspected() -> None:
-    rng = np.random.default_rng(5)
-    training, held_out, twins = (rng.normal(0, 1, (n, 5, 5, 6)) for n in (80, 40, 200))
-    table = copies(twins, training, held_out)
-    assert not table["suspected_copy"].any() and table.attrs["p_nearer"] > 1e-3
-    twins[7] = training[33] + 0.2 * rng.normal(0, 1, twins[7].shape)
-    table = copies(twins, training, held_out)
-    assert list(np.flatnonzero(table["suspected_copy"])) == [7] and table["nearest_training"][7] == 33
-    assert table["distance"][7] == pytest.approx(0.2, abs=0.03) and table["held_out_nearer"][7] == 0
-
-
-def test_distances_equal_those_by_hand_and_grids_must_agree() -> None:
-    rng = np.random.default_rng(6)
-    a, b = rng.normal(0, 1, (5, 3, 4)), rng.normal(0, 1, (9, 3, 4))
-    by_hand = np.sqrt(((a[:, None] - b[None]) ** 2).mean(axis=(2, 3)))
-    distance, which = nearest_distances(a, b)
-    assert distance == pytest.approx(by_hand.min(axis=1)) and list(which) == list(by_hand.argmin(axis=1))
-    with pytest.raises(InputError, match="differ in shape"):
-        nearest_distances(a, b[:, :, :3])
-    a[0, 0, 0] = np.nan
-    with pytest.raises(InputError, match="NaN"):
-        nearest_distances(a, b)

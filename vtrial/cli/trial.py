@@ -33,6 +33,12 @@ SegmenterOption = Annotated[
     str | None,
     typer.Option("--segmenter", help="totalsegmentator, a bundled one, or a folder; default: phantom-v1 for runs."),
 ]
+AlsoOption = Annotated[
+    list[str] | None, typer.Option("--also", help="A further cohort, as for --real: analysis of variance. Repeatable.")
+]
+TrainOption = Annotated[
+    str | None, typer.Option("--train", help="The model's training set (phantom --layout training): finds copies.")
+]
 MasksOption = Annotated[str | None, typer.Option("--segmenter", help="Whose masks, where there are several.")]
 FastOption = Annotated[bool, typer.Option("--fast", help="TotalSegmentator's 3 mm model.")]
 FastestOption = Annotated[bool, typer.Option("--fastest", help="TotalSegmentator's 6 mm step.")]
@@ -106,6 +112,8 @@ def report(
     by: ByOption = "sex",
     settings: SettingsOption = None,
     match: PairsOption = False,
+    also: AlsoOption = None,
+    train: TrainOption = None,
     segmenter: MasksOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -117,8 +125,9 @@ def report(
     with console.guard():
         from vtrial import pipeline
 
-        question = pipeline.Question(real, by, settings, match)
-        verdict = pipeline.report(run, question, segmenter=segmenter, command=["vtrial", *sys.argv[1:]])
+        question = pipeline.Question(real, by, settings, match, tuple(also or ()), train)
+        command = ["vtrial", *sys.argv[1:]]
+        verdict = pipeline.report(run, question, console.progress, segmenter=segmenter, command=command)
     _told(console, verdict)
 
 
@@ -134,6 +143,8 @@ def validate(
     by: ByOption = "sex",
     settings: SettingsOption = None,
     match: PairsOption = False,
+    also: AlsoOption = None,
+    train: TrainOption = None,
     workers: WorkersOption = None,
     gpus_per_worker: GpusOption = None,
     threads_per_worker: ThreadsOption = None,
@@ -154,7 +165,7 @@ def validate(
             segment=executor_of(console, executor, workers, threads_per_worker, gpus_per_worker, address),
             measure=executor_of(console, executor, workers, threads_per_worker, 0.0, address),
         )
-        question = pipeline.Question(real, by, settings, match)
+        question = pipeline.Question(real, by, settings, match, tuple(also or ()), train)
         command = ["vtrial", *sys.argv[1:]]
         verdict = pipeline.validate(run, machines, console.progress, question, choice=choice, command=command)
     _told(console, verdict)
@@ -192,6 +203,7 @@ def _told(console: Console, verdict: Verdict) -> None:
         verdict.headline,
         f"  verdict  {verdict.verdict}" + ("" if verdict.new else " (nothing was left to do)"),
         f"  cells    {counts}",
+        *([f"  copies   {verdict.copies}"] if verdict.copies else []),
         f"  table    {verdict.table}",
         f"  report   {verdict.report}",
     ]

@@ -2,40 +2,27 @@
 
 from __future__ import annotations
 
-import platform
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from vtrial import __version__
-from vtrial.pipeline.sides import Side
+from vtrial.pipeline.copies import search
+from vtrial.pipeline.origins import exclusions, provenance
+from vtrial.pipeline.parts import Parts, Steps, silent
+from vtrial.pipeline.sides import Parties, Side
 from vtrial.records import InputError
-from vtrial.reporting.content import (
-    SEXES,
-    Content,
-    Demographic,
-    Exclusion,
-    ModelNote,
-    Portrait,
-    Provenance,
-    samples_by_sex,
-)
+from vtrial.reporting.content import SEXES, Content, Demographic, Portrait, samples_by_sex
 from vtrial.reporting.portraits import portrait
-from vtrial.runs import now
-from vtrial.segmentation import SegmentJournal
-from vtrial.validation import AnalysisSettings, Cohort, Comparison, Reference
-from vtrial.validation.compare import same_segmenter
+from vtrial.validation import AnalysisSettings, Cohort, Comparison, Reference, anova
 from vtrial.validation.conditional import compare_correlations, compare_slopes
 from vtrial.validation.diversity import pairwise_likeness, standardised
+from vtrial.validation.statistic import Cell
 
 PORTRAITS = 4  # of each side
 LIKENESS_OF = 2000  # subjects at most: all pairs of more would fill the memory, and change nothing
-_REASONS = 8  # of one step that are listed
 _VARIABLES = {
     "age_years": "age (years)",
     "height_cm": "height (cm)",
@@ -45,42 +32,89 @@ _VARIABLES = {
 
 
 def gather(
+    parties: Parties,
     comparison: Comparison,
     synthetic: Cohort,
-    twins: Side,
-    reference: Reference,
-    real: Side | Reference,
+    references: Sequence[Reference],
+    by: str,
+    steps: Steps = silent,
     command: Sequence[str] = (),
 ) -> Content:
-    """The content of the report; parts that cannot be had are `absent`, each with its reason."""
-    settings = comparison.settings
+    """The content of the report; parts that cannot be had are `absent`, each with its reason.
+
+    `references` are the one compared with, and those of the analysis of variance, in the order of `parties`.
+    """
+    settings, reference = comparison.settings, references[0]
     subjects = reference.data if isinstance(reference.data, Cohort) else None
-    sides = [side for side in (twins, real) if isinstance(side, Side)]
     absent: dict[str, str] = {}
+    copies = _copies(parties, reference.name, settings, steps, absent)
+    cells = list(dict.fromkeys(zip(comparison.table["organ"], comparison.table["metric"])))
+    with steps("report") as report:
+        parts = Parts(report, 5)
 
-    def attempt(part: str, compute: Callable[[], Any]) -> Any:
-        try:
-            return compute()
-        except InputError as error:
-            absent[part] = "; ".join(error.problems)
-            return None
+        def attempt(part: str, compute: Callable[[], Any]) -> Any:
+            try:
+                return compute()
+            except InputError as error:
+                absent[part] = "; ".join(error.problems)
+                return None
+            finally:
+                parts.ended(part)
 
-    portraits = [picture for side in sides for picture in _portraits(side)]
-    if not portraits:
-        absent["gallery"] = "no scan could be read"
-    cells = dict.fromkeys(zip(comparison.table["organ"], comparison.table["metric"]))
+        slopes = attempt("slopes", lambda: compare_slopes(synthetic, reference, settings))
+        correlations = attempt("correlations", lambda: compare_correlations(synthetic, reference, settings))
+        likeness = attempt("diversity", lambda: _likeness(synthetic, subjects, reference.name, settings))
+        variance = attempt("anova", lambda: _anova(synthetic, references, by, cells, settings))
+        portraits = attempt("gallery", lambda: _gallery(parties))
+    told = comparison.to_dict()
+    if copies is not None:
+        told["notes"] += copies.attrs.pop("notes")
     return Content(
-        comparison=comparison.to_dict(),
-        provenance=_provenance(comparison, twins, reference, sides, command),
+        comparison=told,
+        provenance=provenance(comparison, parties, references, copies, command),
         samples=samples_by_sex(synthetic, subjects, cells),
         demographics=[d for cohort in (synthetic, subjects) if cohort is not None for d in _demographics(cohort)],
-        slopes=attempt("slopes", lambda: compare_slopes(synthetic, reference, settings)),
-        correlations=attempt("correlations", lambda: compare_correlations(synthetic, reference, settings)),
-        likeness=attempt("diversity", lambda: _likeness(synthetic, subjects, reference.name, settings)) or (),
-        portraits=portraits,
-        exclusions=[exclusion for side in sides for exclusion in _exclusions(side)],
+        slopes=slopes,
+        correlations=correlations,
+        anova=variance,
+        likeness=likeness or (),
+        copies=copies,
+        portraits=portraits or (),
+        exclusions=[exclusion for side in parties.sides for exclusion in exclusions(side)],
         absent=absent,
     )
+
+
+def _copies(
+    parties: Parties, reference: str, settings: AnalysisSettings, steps: Steps, absent: dict[str, str]
+) -> pd.DataFrame | None:
+    """The search for copies, where there is a training set; `absent` learns why there is no result."""
+    if parties.training is None:
+        return None
+    real = parties.real if isinstance(parties.real, Side) else None
+    try:
+        return search(parties.training, parties.twins, real, reference, settings, steps)
+    except InputError as error:
+        absent["copies"] = "; ".join(error.problems)
+        return None
+
+
+def _anova(
+    synthetic: Cohort, references: Sequence[Reference], by: str, cells: Sequence[Cell], settings: AnalysisSettings
+) -> pd.DataFrame | None:
+    if len(references) < 2:
+        return None
+    cohorts: dict[str, Cohort | Reference] = {synthetic.name: synthetic, **{r.name: r for r in references}}
+    return anova(cohorts, by=by, cells=cells, settings=settings)
+
+
+def _gallery(parties: Parties) -> list[Portrait]:
+    """The first subjects of both sides; InputError where none can be read."""
+    sides = [side for side in (parties.twins, parties.real) if isinstance(side, Side)]
+    portraits = [picture for side in sides for picture in _portraits(side)]
+    if not portraits:
+        raise InputError("no scan could be read")
+    return portraits
 
 
 def _likeness(
@@ -124,93 +158,3 @@ def _caption(person: Any) -> str:
     sex = {"F": "woman", "M": "man"}.get(person["sex"], "sex unknown")
     units = (("age_years", "years"), ("height_cm", "cm"), ("weight_kg", "kg"))
     return ", ".join([sex, *(f"{person[c]:.0f} {u}" for c, u in units if c in person and np.isfinite(person[c]))])
-
-
-def _exclusions(side: Side) -> Iterator[Exclusion]:
-    """Who is not in the comparison, step by step, from the journals: reasons do not depend on the call."""
-    scans, people = side.scans, side.scans.people
-    lost = people[people["status"] != "ok"]
-    errors = lost["error"].fillna("").astype(str) if "error" in lost.columns else pd.Series("", index=lost.index)
-    reasons = (error or f"{status}, not made yet" for error, status in zip(errors, lost["status"]))
-    yield from _counted(scans.name, "find" if scans.real else "make", zip(lost["subject_id"], reasons), len(people))
-    journal, undrawn = SegmentJournal(scans.folder), {}
-    for case in scans.ct_cases:
-        end = None if side.masks.folder is None else journal.latest(case.subject_id, side.masks.folder)
-        if end is not None and end.status == "failed":
-            undrawn[case.subject_id] = end.error
-    yield from _counted(scans.name, "segment", undrawn.items(), len(scans.ct_cases))
-    unmeasured = side.unmeasured()
-    rest = ((subject, reason) for subject, reason in unmeasured.items() if subject not in undrawn)
-    yield from _counted(scans.name, "measure", rest, len(scans.ct_cases))
-
-
-def _counted(cohort: str, step: str, reasons: Iterable[tuple[str, str]], of: int) -> Iterator[Exclusion]:
-    """Reasons that differ in the subject's name alone are one."""
-    counts = Counter(reason.replace(str(subject), "…") for subject, reason in reasons)
-    for reason, count in counts.most_common(_REASONS):
-        yield Exclusion(cohort, step, reason, count, of)
-    rest = sum(counts.values()) - sum(count for _, count in counts.most_common(_REASONS))
-    if rest:
-        yield Exclusion(cohort, step, "other reasons", rest, of)
-
-
-def _provenance(
-    comparison: Comparison, twins: Side, reference: Reference, sides: Sequence[Side], command: Sequence[str]
-) -> Provenance:
-    manifest = twins.scans.manifest
-    made = manifest.sessions[-1].versions if manifest is not None and manifest.sessions else {}
-    versions = {f"{name} (making)": number for name, number in made.items()}
-    versions |= {"vtrial": __version__, "python": platform.python_version()}
-    versions |= {name: version(name) for name in ("numpy", "scipy", "totalsegmentator")}
-    seeds: dict[str, int | str] = {"analysis": comparison.settings.seed}
-    if manifest is not None:
-        seeds = {"run": str(manifest.identity.get("seed", "")), **seeds}
-    facts = ("title", "role", "source", "licence", "note")
-    origin = {fact: getattr(reference, fact) for fact in facts}
-    return Provenance(
-        command=" ".join(command),
-        models=tuple(_models(twins, sides)),
-        versions=versions,
-        seeds=seeds,
-        reference=origin | {"segmenter": reference.data.segmenter, "n": str(reference.n)},
-        flags=tuple(_flags(twins, reference, sides)),
-        created=now(),
-    )
-
-
-def _models(twins: Side, sides: Sequence[Side]) -> Iterator[ModelNote]:
-    """What made the twins, and every segmenter once."""
-    manifest = twins.scans.manifest
-    if manifest is not None and manifest.kind == "phantom":
-        yield ModelNote("generator", "vtrial phantom", "no scans at all: it draws bodies after published anatomy")
-    elif manifest is not None:
-        known: Mapping[str, Any] = manifest.identity
-        trained_on = str(manifest.facts.get("model_data") or "data that its card does not name")
-        digest = str(known.get("model_sha256", ""))
-        yield ModelNote("generator", str(known.get("model", "unknown")), trained_on, digest)
-    for masks in {side.masks.segmenter: side.masks for side in sides if side.masks.facts}.values():
-        trained_on = str(masks.facts.get("training_data", "CT of patients (TotalSegmentator's own training set)"))
-        note = "For phantoms and twins of models trained on them, not for patients" if masks.phantoms_only else ""
-        yield ModelNote("segmenter", masks.segmenter, trained_on, str(masks.facts.get("weights_sha256", "")), note)
-
-
-def _flags(twins: Side, reference: Reference, sides: Sequence[Side]) -> Iterator[str]:
-    """What limits trust in the comparison."""
-    yield from dict.fromkeys(side.masks.caution for side in sides if side.masks.caution)
-    ours, theirs = twins.masks.segmenter, reference.data.segmenter
-    if not same_segmenter(ours, theirs):
-        yield (
-            f"The two sides were not segmented alike ({ours}; reference: {theirs or 'not known'}): a part of every "
-            "difference may be the segmenters'."
-        )
-    for side in sides:
-        people, name = side.scans.people, side.scans.name
-        if "extrapolated" in people.columns and (outside := int(people["extrapolated"].sum())):
-            yield f"{name}: {outside} of {len(people)} subjects lie outside what the model was trained on."
-        manifest = side.scans.manifest
-        if manifest is not None and len(side.scans.ct_cases) < manifest.n:
-            yield f"{name}: the run is not complete, {len(side.scans.ct_cases)} of {manifest.n} subjects are made."
-    if reference.role == "stand-in":
-        yield f"{reference.name} is no cohort of patients but {reference.title}."
-    elif reference.role == "synthetic":
-        yield f"{reference.name} is itself synthetic."

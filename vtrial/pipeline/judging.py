@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from vtrial.execution import CannotGoOn, Executor, Report
 from vtrial.measurement import FolderReader, MeasureSummary, measure_cohort
+from vtrial.pipeline.copies import grid_problems
 from vtrial.pipeline.masks import USUAL, Choice, Masks, masks_of, masks_there, plan_for, settle
+from vtrial.pipeline.originals import TrainingSet, open_training
+from vtrial.pipeline.parts import Steps, silent
 from vtrial.pipeline.scans import SOURCE, Scans, newest_run, open_scans
-from vtrial.pipeline.sides import Side
+from vtrial.pipeline.sides import Parties, Side
 from vtrial.pipeline.verdicts import Verdict, judge
 from vtrial.records import InputError
 from vtrial.runs import MANIFEST
@@ -22,20 +25,31 @@ from vtrial.validation import AnalysisSettings, Reference, list_references, read
 from vtrial.validation.references import bundled_references
 from vtrial.validation.strata import parse_by, strata_of
 
-Steps = Callable[[str], AbstractContextManager[Report]]  # a progress bar for each step, by its name
-
 
 @dataclass(frozen=True)
 class Question:
     """What a cohort is asked: against whom, in which strata, by which settings (a TOML file), in pairs or not.
 
-    `real` is a published reference, a table of measurements, a run, or a folder of real PET/CT.
+    `real` is a published reference, a table of measurements, a run, or a folder of real PET/CT; so are those of `also`,
+    which join both in an analysis of variance. `train` is the training set in which to look for copies.
     """
 
     real: str = "autopet-2025"
     by: str = "sex"
     settings: Path | None = None
     match: bool = False
+    also: tuple[str, ...] = ()
+    train: str | None = None
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """Everything that a question names, opened. `others` are the reference and the further cohorts, in this order."""
+
+    twins: Scans
+    others: tuple[Scans | Reference, ...]
+    training: TrainingSet | None
+    settings: AnalysisSettings
 
 
 @dataclass(frozen=True)
@@ -65,20 +79,23 @@ def measure(
 def report(
     location: str | None,
     question: Question = Question(),
+    steps: Steps = silent,
     *,
     segmenter: str | None = None,
     command: Sequence[str] = (),
 ) -> Verdict:
     """Compare what is measured, and report; InputError where something is not measured yet."""
-    twins, real, settings = _checked(location, question)
-    sides = [Side(twins, masks_there(twins, segmenter))]
-    if isinstance(real, Scans):
-        sides.append(Side(real, masks_there(real, segmenter, sides[0].masks)))
+    asked = _checked(location, question)
+    side = Side(asked.twins, masks_there(asked.twins, segmenter))
+    others = [
+        Side(other, masks_there(other, segmenter, side.masks)) if isinstance(other, Scans) else other
+        for other in asked.others
+    ]
+    sides = [side, *(other for other in others if isinstance(other, Side))]
     lacking = [side for side in sides if side.scans.folder.size(side.masks.table) is None]
     if lacking:
         raise InputError([f"{side.scans.folder.location}: not measured yet; run vtrial measure" for side in lacking])
-    reference = real if isinstance(real, Reference) else sides[1]
-    return judge(sides[0], reference, settings, question.by, paired=question.match, command=command)
+    return _judged(asked, side, others, question, steps, command)
 
 
 def validate(
@@ -90,18 +107,27 @@ def validate(
     choice: Choice = USUAL,
     command: Sequence[str] = (),
 ) -> Verdict:
-    """Segment, measure, compare and report what is not done yet of a run (default: the newest) and of its reference.
-
-    InputError before any work begins.
+    """Segment, measure, compare and report what is not done yet of a run (default: the newest) and of all it is
+    compared with. InputError before any work begins.
     """
-    twins, real, settings = _checked(location, question)
-    own = settle(twins, choice)
-    if isinstance(real, Reference):
-        side = _work(twins, own, machines, steps)
-        return judge(side, real, settings, question.by, paired=question.match, command=command)
-    theirs = settle(real, choice, own)
-    side, other = (_work(scans, masks, machines, steps) for scans, masks in ((twins, own), (real, theirs)))
-    return judge(side, other, settings, question.by, paired=question.match, command=command)
+    asked = _checked(location, question)
+    own = settle(asked.twins, choice)
+    planned = [(other, settle(other, choice, own)) if isinstance(other, Scans) else other for other in asked.others]
+    side = _work(asked.twins, own, machines, steps)
+    others = [plan if isinstance(plan, Reference) else _work(*plan, machines, steps) for plan in planned]
+    return _judged(asked, side, others, question, steps, command)
+
+
+def _judged(
+    asked: _Asked,
+    twins: Side,
+    others: Sequence[Side | Reference],
+    question: Question,
+    steps: Steps,
+    command: Sequence[str],
+) -> Verdict:
+    parties = Parties(twins, others[0], tuple(others[1:]), asked.training)
+    return judge(parties, asked.settings, question.by, steps, paired=question.match, command=command)
 
 
 def references() -> list[dict[str, Any]]:
@@ -150,39 +176,55 @@ def _work(scans: Scans, masks: Masks | SegmenterPlan, machines: Machines, steps:
     return Side(scans, masks, segmented, measured)
 
 
-def _checked(location: str | None, question: Question) -> tuple[Scans, Scans | Reference, AnalysisSettings]:
+def _checked(location: str | None, question: Question) -> _Asked:
     """Everything that is named, opened; InputError with all that is wrong with it."""
     opened: list[Any] = []
     problems: list[str] = []
-    steps: tuple[Callable[[], Any], ...] = (
+    train = question.train
+    actions: list[Callable[[], Any]] = [
         lambda: open_scans(location or newest_run()),
-        lambda: _open_reference(question.real),
         lambda: read_settings(question.settings),
         lambda: parse_by(question.by),
-    )
-    for step in steps:
+        lambda: None if train is None else open_training(train),
+        *(partial(_open_reference, name) for name in (question.real, *question.also)),
+    ]
+    for action in actions:
         try:
-            opened.append(step())
+            opened.append(action())
         except InputError as error:
             problems += error.problems
     if problems:
         raise InputError(problems)
-    twins, real, settings, _ = opened
-    people = [side.people for side in (twins, real) if isinstance(side, Scans)]
-    for side in (twins, real):
-        if isinstance(side, Scans) and not side.people["sex"].isin(["F", "M"]).any():
-            problems.append(
-                f"{side.source}: nobody's sex is known; put a CSV with subject_id, sex and age beside the scans"
-            )
-    if isinstance(real, Scans) and real.source == twins.source:
-        problems.append(f"--real {question.real}: that is the run itself; name another cohort")
-    if isinstance(real, Reference) and real.kind == "summary" and question.match:
-        problems.append(f"--match: {real.name} has no subjects, only means; leave it out")
-    if not problems and not strata_of(people, question.by, settings.strata):
-        problems.append(f"--by {question.by}: no subject has these variables; choose others, or all")
+    twins, settings, _, training, *others = opened
+    asked = _Asked(twins, tuple(others), training, settings)
+    problems = _problems(asked, question)
     if problems:
         raise InputError(problems)
-    return twins, real, settings
+    return asked
+
+
+def _problems(asked: _Asked, question: Question) -> list[str]:
+    """What is wrong with cohorts that can be opened."""
+    real, scans = asked.others[0], [side for side in (asked.twins, *asked.others) if isinstance(side, Scans)]
+    problems = [
+        f"{side.source}: nobody's sex is known; put a CSV with subject_id, sex and age beside the scans"
+        for side in scans
+        if not side.people["sex"].isin(["F", "M"]).any()
+    ]
+    seen = {asked.twins.source: "the run itself"}
+    options = [f"--real {question.real}", *(f"--also {name}" for name in question.also)]
+    for option, other in zip(options, asked.others, strict=True):
+        place = other.source if isinstance(other, Scans) else f"reference {other.name}"
+        if place in seen:
+            problems.append(f"{option}: that is {seen[place]}; name another cohort")
+        seen.setdefault(place, f"what {option} names")
+    if isinstance(real, Reference) and real.kind == "summary" and question.match:
+        problems.append(f"--match: {real.name} has no subjects, only means; leave it out")
+    if not problems and not strata_of([side.people for side in scans], question.by, asked.settings.strata):
+        problems.append(f"--by {question.by}: no subject has these variables; choose others, or all")
+    if not problems and asked.training is not None:
+        problems += grid_problems(asked.twins, asked.training)
+    return problems
 
 
 def _open_reference(real: str) -> Scans | Reference:

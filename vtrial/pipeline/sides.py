@@ -1,4 +1,4 @@
-"""One side of a comparison that has scans."""
+"""Who is compared: sides that have scans, and all parties to a comparison."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import pandas as pd
 from vtrial.measurement import MeasureSummary
 from vtrial.measurement.cohort import NOT_MEASURED
 from vtrial.pipeline.masks import Masks
+from vtrial.pipeline.originals import TrainingSet
 from vtrial.pipeline.scans import Scans
 from vtrial.segmentation import SegmentSummary
-from vtrial.validation import AnalysisSettings, Cohort, cohort_of
+from vtrial.validation import AnalysisSettings, Cohort, Reference, cohort_of
 
 
 @dataclass(frozen=True)
@@ -50,3 +51,18 @@ class Side:
             suv_ceiling=settings.suv_ceiling,
             segmenter=self.masks.segmenter,
         )
+
+
+@dataclass(frozen=True)
+class Parties:
+    """Who is compared: twins with `real`, both with `also` by analysis of variance, and twins with `training` alone."""
+
+    twins: Side
+    real: Side | Reference
+    also: tuple[Side | Reference, ...] = ()
+    training: TrainingSet | None = None
+
+    @property
+    def sides(self) -> list[Side]:
+        """All that have scans."""
+        return [side for side in (self.twins, self.real, *self.also) if isinstance(side, Side)]

@@ -16,8 +16,9 @@ import pyarrow.parquet as pq
 from vtrial import __version__
 from vtrial.execution import CannotGoOn
 from vtrial.pipeline.evidence import gather
+from vtrial.pipeline.parts import Parts, Steps, silent
 from vtrial.pipeline.scans import plain_name
-from vtrial.pipeline.sides import Side
+from vtrial.pipeline.sides import Parties, Side
 from vtrial.reporting.report import build_report
 from vtrial.storage import Folder
 from vtrial.validation import AnalysisSettings, Cohort, Comparison, Reference, Summary, compare
@@ -31,8 +32,9 @@ _KEY = b"vtrial.compared"  # in the table's metadata: of what it is the comparis
 class Verdict:
     """How a cohort stands against a reference. `counts` has verdict to cells; `new` says that it was made just now.
 
-    `report`, `numbers` and `table` are the places of the page, its JSON and the comparisons; `failures` says why
-    subjects are not in it, by cohort and subject.
+    `report`, `numbers` and `table` are the places of the page, its JSON and the comparisons; `copies` is the verdict on
+    copies of training subjects, "" where none were looked for; `failures` says why subjects are not in it, by cohort
+    and subject.
     """
 
     run: str
@@ -43,32 +45,43 @@ class Verdict:
     report: str
     numbers: str
     table: str
+    copies: str
     new: bool
     failures: dict[str, str] = field(default_factory=dict)
 
 
 def judge(
-    twins: Side,
-    real: Side | Reference,
+    parties: Parties,
     settings: AnalysisSettings,
     by: str,
+    steps: Steps = silent,
     *,
     paired: bool = False,
     command: Sequence[str] = (),
 ) -> Verdict:
     """Compare, and write `validation/<reference>/` of the run, unless just that is there."""
+    twins = parties.twins
     synthetic = twins.cohort(settings)
-    reference = _reference(real, settings, beside=synthetic.name)
+    references = _references(parties, settings, synthetic.name)
+    reference = references[0]
     folder, place = twins.scans.folder, f"validation/{plain_name(reference.name)}"
-    key = _key(synthetic, reference, settings, by, paired)
+    key = _key(synthetic, references, settings, [by, paired, parties.training and parties.training.digest])
     new = not _is_there(folder, place, key)
     if new:
         theirs: Cohort | Reference = reference
         if paired and isinstance(reference.data, Cohort):
             synthetic, theirs = pair(synthetic, reference.data)
-        comparison = compare(synthetic, theirs, by=by, settings=settings, paired=paired)
-        built = build_report(gather(comparison, synthetic, twins, reference, real, command))
-        table = _bytes(_told(comparison, twins, real, reference), key)
+        with steps(f"compare {synthetic.name} with {reference.name}") as report:
+            parts = Parts(report, 1)
+
+            def tell(stratum: str, of: int) -> None:
+                parts.total = of
+                parts.ended(stratum)
+
+            comparison = compare(synthetic, theirs, by=by, settings=settings, paired=paired, tell=tell)
+        content = gather(parties, comparison, synthetic, references, by, steps, command)
+        built = build_report(content)
+        table = _bytes(_told(comparison, parties, reference), key)
         try:
             with twins.scans.held():
                 folder.write(f"{place}/{PAGE}", built.html.encode())
@@ -76,16 +89,21 @@ def judge(
                 folder.write(f"{place}/{TABLE}", table)  # last, as it says that the others are there
         except OSError as error:
             raise CannotGoOn(f"{folder.location}: cannot write {place} ({error}); measurements are safe") from error
-    return _verdict(folder, place, twins, real, new=new)
+    return _verdict(folder, place, parties.sides, new=new)
 
 
-def _reference(real: Side | Reference, settings: AnalysisSettings, beside: str) -> Reference:
-    """The reference, under a name that is not that of the cohort `beside` it."""
-    found = real if isinstance(real, Reference) else _measured_reference(real, settings)
-    if found.name != beside:
-        return found
-    name = f"{found.name}-reference"
-    return replace(found, name=name, data=replace(found.data, name=name))
+def _references(parties: Parties, settings: AnalysisSettings, beside: str) -> list[Reference]:
+    """The reference and the further cohorts, no two under one name, nor under that of the cohort `beside` them."""
+    found: list[Reference] = []
+    for known in (parties.real, *parties.also):
+        reference = known if isinstance(known, Reference) else _measured_reference(known, settings)
+        taken = {beside, *(other.name for other in found)}
+        names = (reference.name, f"{reference.name}-reference", *(f"{reference.name}-{i}" for i in range(2, 99)))
+        name = next(name for name in names if name not in taken)
+        if name != reference.name:
+            reference = replace(reference, name=name, data=replace(reference.data, name=name))
+        found.append(reference)
+    return found
 
 
 def _measured_reference(real: Side, settings: AnalysisSettings) -> Reference:
@@ -95,13 +113,15 @@ def _measured_reference(real: Side, settings: AnalysisSettings) -> Reference:
     return Reference(scans.name, data, title, role, source=scans.source, segmenter=data.segmenter)
 
 
-def _key(synthetic: Cohort, reference: Reference, settings: AnalysisSettings, by: str, paired: bool) -> bytes:
-    """Changes with anything that changes the comparison."""
-    asked = [__version__, settings.model_dump_json(), by, paired]
-    parts = [*_content(synthetic), *_content(reference.data)]
-    tables = [reference.slopes.to_csv(), reference.correlations.to_csv()]
-    named = json.dumps([*asked, *parts, *tables, reference.name, reference.title, reference.source, reference.note])
-    return hashlib.sha256(named.encode()).hexdigest().encode()
+def _key(
+    synthetic: Cohort, references: Sequence[Reference], settings: AnalysisSettings, asked: Sequence[object]
+) -> bytes:
+    """Changes with anything that changes the report."""
+    named: list[object] = [__version__, settings.model_dump_json(), *asked, *_content(synthetic)]
+    for reference in references:
+        named += [*_content(reference.data), reference.slopes.to_csv(), reference.correlations.to_csv()]
+        named += [reference.name, reference.title, reference.source, reference.note]
+    return hashlib.sha256(json.dumps(named).encode()).hexdigest().encode()
 
 
 def _content(data: Cohort | Summary) -> list[str]:
@@ -121,11 +141,12 @@ def _is_there(folder: Folder, place: str, key: bytes) -> bool:
     return bool(metadata.get(_KEY) == key)
 
 
-def _told(comparison: Comparison, twins: Side, real: Side | Reference, reference: Reference) -> pd.DataFrame:
+def _told(comparison: Comparison, parties: Parties, reference: Reference) -> pd.DataFrame:
     """The table of comparisons, with whose masks are behind each side and why not to trust them, if so."""
-    cautions = [side.masks.caution for side in (twins, real) if isinstance(side, Side) and side.masks.caution]
+    sides = (parties.twins, parties.real)
+    cautions = [side.masks.caution for side in sides if isinstance(side, Side) and side.masks.caution]
     return comparison.table.assign(
-        segmenter_synthetic=twins.masks.segmenter,
+        segmenter_synthetic=parties.twins.masks.segmenter,
         segmenter_reference=reference.data.segmenter,
         caution="; ".join(dict.fromkeys(cautions)),
     )
@@ -138,7 +159,7 @@ def _bytes(table: pd.DataFrame, key: bytes) -> bytes:
     return buffer.getvalue()
 
 
-def _verdict(folder: Folder, place: str, twins: Side, real: Side | Reference, *, new: bool) -> Verdict:
+def _verdict(folder: Folder, place: str, sides: Sequence[Side], *, new: bool) -> Verdict:
     """What the report's JSON says, whether it was written now or before."""
     document: dict[str, Any] = json.loads(folder.read(f"{place}/{NUMBERS}"))
     counts: dict[str, int] = {}
@@ -146,9 +167,8 @@ def _verdict(folder: Folder, place: str, twins: Side, real: Side | Reference, *,
         for word, count in stratum.items():
             counts[word] = counts.get(word, 0) + count
     failures: dict[str, str] = {}
-    for side in (twins, real):
-        if isinstance(side, Side):
-            failures |= {f"{side.scans.name}: {subject}": reason for subject, reason in side.failures.items()}
+    for side in sides:
+        failures |= {f"{side.scans.name}: {subject}": reason for subject, reason in side.failures.items()}
     base = f"{folder.location}/{place}"
     return Verdict(
         run=folder.location,
@@ -159,6 +179,7 @@ def _verdict(folder: Folder, place: str, twins: Side, real: Side | Reference, *,
         report=f"{base}/{PAGE}",
         numbers=f"{base}/{NUMBERS}",
         table=f"{base}/{TABLE}",
+        copies="" if document["copies"] is None else document["copies"]["verdict"],
         new=new,
         failures=failures,
     )

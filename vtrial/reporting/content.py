@@ -134,9 +134,10 @@ class Content:
     """Everything that a report shows.
 
     `comparison` has the keys synthetic, reference, verdict, headline, notes, settings, cells and spread, the last two
-    lists of rows, as a comparison of cohorts gives them for JSON. `slopes` has one row a question, `anova` one a cell.
-    `likeness` has one row a cohort (cohort, n, mean, low, high, highest), `copies` one a twin, with its `attrs`.
-    `absent` says of sections ("slopes", "correlations", "diversity", "gallery") why they are empty.
+    lists of rows, as a comparison of cohorts gives them for JSON. `slopes` has one row a question; `anova` one a cell,
+    with the cohorts' numbers in n_1, mean_1, sd_1, … and their names in `attrs["cohorts"]`. `likeness` has one row a
+    cohort (cohort, n, mean, low, high, highest), `copies` one a twin, with its `attrs`. `absent` says of sections
+    ("slopes", "correlations", "diversity", "copies", "anova", "gallery") why they are empty.
     """
 
     comparison: Mapping[str, Any]

@@ -15,6 +15,7 @@ from vtrial.reporting.words import MARKS
 
 FORMAT_VERSION = 1
 _STEPS = 200  # of a drawn curve: more cannot be seen
+_PAIRS = 10  # of a twin and its nearest training subject that the page lists
 Row = Mapping[str, Any]
 
 
@@ -41,8 +42,10 @@ def document(content: Content) -> dict[str, Any]:
         "slopes": plain(content.slopes),
         "correlations": _correlations(content),
         "anova": plain(content.anova),
+        "anova_cohorts": [] if content.anova is None else plain(content.anova.attrs["cohorts"]),
         "likeness": plain(content.likeness),
         "copies": _copies(content.copies),
+        "closest_pairs": _closest(content.copies),
         "gallery": [
             plain({"title": p.title, "caption": p.caption, "pictures": [x.label for x in p.pictures]})
             for p in content.portraits
@@ -148,3 +151,8 @@ def _correlations(content: Content) -> dict[str, Any] | None:
 
 def _copies(table: pd.DataFrame | None) -> dict[str, Any] | None:
     return None if table is None else {"twins": plain(table), **{str(k): plain(v) for k, v in table.attrs.items()}}
+
+
+def _closest(table: pd.DataFrame | None) -> list[dict[str, Any]]:
+    """The twins that lie nearest to a training subject, the nearest first."""
+    return [] if table is None else list(plain(table.sort_values("distance", kind="stable")[:_PAIRS]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -13,13 +13,13 @@ import pandas as pd
 from vtrial.records import InputError
 from vtrial.validation.cells import CENSORED, SUMMARY, Side, compare_cells
 from vtrial.validation.diversity import spread_of_moments, spread_of_values
-from vtrial.validation.inference import Moments, moments, welch_anova
+from vtrial.validation.inference import Moments
 from vtrial.validation.joint import Family, NullDraws, shuffled
-from vtrial.validation.multiplicity import benjamini_hochberg, holm
 from vtrial.validation.references import Reference, Summary
 from vtrial.validation.settings import AnalysisSettings
+from vtrial.validation.sides import find_strata, pick
 from vtrial.validation.statistic import Cell, Cohort
-from vtrial.validation.strata import ALL, Stratum, members, parse_by, strata_of, unknown_counts
+from vtrial.validation.strata import unknown_counts
 from vtrial.validation.verdict import adjust_family, headline, judge
 
 Known = Cohort | Summary | Reference
@@ -69,11 +69,13 @@ def compare(
     by: str | Sequence[str] = "sex",
     settings: AnalysisSettings | None = None,
     paired: bool = False,
+    tell: Callable[[str, int], None] = lambda stratum, of: None,
 ) -> Comparison:
     """Compare two cohorts; either may be a published summary, which then limits what can be told and is marked so.
 
     `by`: groupings, "sex,age_group" one after the other, "sex*age_group" crossed, "all" for everybody. `paired`: row i
-    of both are a pair (`match.pair`). InputError for unknown variables, and for pairs that cannot be.
+    of both are a pair (`match.pair`). `tell` hears of each stratum that is done, and of how many there are.
+    InputError for unknown variables, and for pairs that cannot be.
     """
     settings = settings or AnalysisSettings()
     a, b = (side.data if isinstance(side, Reference) else side for side in (synthetic, reference))
@@ -81,7 +83,7 @@ def compare(
         raise InputError("paired comparison: both cohorts must be tables of as many subjects; pair them by match.pair")
     cells, notes = _cells(a, b, settings)
     people = [side.people for side in (a, b) if isinstance(side, Cohort)]
-    strata = _strata(people, by, settings)
+    strata = find_strata(people, by, settings)
     for side in (a, b):
         notes += _side_notes(side, by, settings)
     if not same_segmenter(a.segmenter, b.segmenter):
@@ -92,7 +94,7 @@ def compare(
     spreads: list[dict[str, object]] = []
     family = Family()
     for stratum in strata:
-        sides = _pick(a, b, stratum, cells, settings, paired)
+        sides = pick(a, b, stratum, cells, settings, paired=paired)
         table = compare_cells(*sides, cells, settings, rng, paired=paired)
         table.insert(0, "stratum", stratum.name)
         if settings.adjustment == "joint" and table["basis"].iloc[0] != SUMMARY and table["judged"].any():
@@ -103,6 +105,7 @@ def compare(
         # Bonferroni over the strata: one alarm anywhere is an alarm for the whole.
         level = 1.0 - settings.alpha / len(strata)
         spreads.append({"stratum": stratum.name} | _stratum_spread(*sides, settings, level))
+        tell(stratum.name, len(strata))
     for table, joint in zip(tables, family.adjusted(len(tables), 2 * len(cells))):
         table["p_location_joint"], table["p_spread_joint"] = np.split(joint, 2)
     table = judge(adjust_family(pd.concat(tables, ignore_index=True)), settings)
@@ -137,61 +140,11 @@ def _cells(a: Cohort | Summary, b: Cohort | Summary, settings: AnalysisSettings)
     return cells, notes
 
 
-def _strata(people: list[pd.DataFrame], by: str | Sequence[str], settings: AnalysisSettings) -> list[Stratum]:
-    if people:
-        strata = strata_of(people, by, settings.strata)
-    else:  # two summaries: sexes, or both pooled
-        wanted = {v for grouping in parse_by(by) for v in grouping}
-        strata = [Stratum(ALL, ((ALL, ALL),))] if ALL in wanted else []
-        strata += [Stratum(f"sex={s}", (("sex", s),)) for s in "FM"] if "sex" in wanted else []
-    if not strata:
-        raise InputError(f"--by {by}: no subject has these variables; choose others, or all")
-    return strata
-
-
 def _side_notes(side: Cohort | Summary, by: str | Sequence[str], settings: AnalysisSettings) -> list[str]:
     if isinstance(side, Cohort):
         return [*side.notes, *unknown_counts(side.name, side.people, by, settings.strata)]
     noted = side.table[side.table["note"] != ""]
     return [f"{side.name}: {r.organ} {r.metric} {r.sex}: {r.note}" for r in noted.itertuples() if len(str(r.note)) > 20]
-
-
-def _pick(
-    a: Cohort | Summary,
-    b: Cohort | Summary,
-    stratum: Stratum,
-    cells: list[Cell],
-    settings: AnalysisSettings,
-    paired: bool,
-) -> tuple[Side, Side]:
-    """Both sides in a stratum. Pairs go by the reference subject's stratum, so that a pair is never torn."""
-    if paired and isinstance(a, Cohort) and isinstance(b, Cohort):
-        inside = members(b.people, stratum, settings.strata)
-        return _cohort_side(a, inside, cells), _cohort_side(b, inside, cells)
-    sides = [
-        _summary_side(side, stratum, cells)
-        if isinstance(side, Summary)
-        else _cohort_side(side, members(side.people, stratum, settings.strata), cells)
-        for side in (a, b)
-    ]
-    return sides[0], sides[1]
-
-
-def _cohort_side(cohort: Cohort, inside: np.ndarray[Any, np.dtype[np.bool_]], cells: list[Cell]) -> Side:
-    values, ceiling = cohort.select(cells)
-    lacking = tuple("" if c in cohort.cells else f"{cohort.name} has no {c[1]} of {c[0]}" for c in cells)
-    return Side(cohort.name, moments(values[inside]), values[inside], ceiling[inside], lacking)
-
-
-def _summary_side(summary: Summary, stratum: Stratum, cells: list[Cell]) -> Side:
-    whole = stratum.levels == ((ALL, ALL),)
-    sexes = ("F", "M") if whole else ((stratum.sex,) if stratum.sex else ())
-    m = summary.moments(sexes, cells)
-    why = f"{summary.name} is a summary by sex, it has no {stratum.name.split('=')[0]}"
-    lacking = tuple(
-        why if not sexes else ("" if c in summary.cells else f"{summary.name} has no {c[1]} of {c[0]}") for c in cells
-    )
-    return Side(summary.name, m, None, None, lacking)
 
 
 def _null_draws(
@@ -213,38 +166,3 @@ def _stratum_spread(a: Side, b: Side, settings: AnalysisSettings, level: float) 
         return asdict(found) | {"basis": "subjects"}
     take = [Moments(m.n[enough], m.mean[enough], m.sd[enough]) for m in (a.moments, b.moments)]
     return asdict(spread_of_moments(*take, level=level, alarm_below=below)) | {"basis": "summary"}
-
-
-def anova(
-    cohorts: Mapping[str, Known], *, by: str | Sequence[str] = "sex", settings: AnalysisSettings | None = None
-) -> pd.DataFrame:
-    """Welch's analysis of variance of every cell over three or more cohorts, summaries included, by stratum.
-
-    Columns: stratum, organ, metric, groups (with at least `min_subjects`), f, df1, df2, p, p_holm, p_bh, message.
-    InputError for fewer than two cohorts.
-    """
-    settings = settings or AnalysisSettings()
-    if len(cohorts) < 2:
-        raise InputError(f"analysis of variance: {len(cohorts)} cohorts given; it needs two or more")
-    sides = [side.data if isinstance(side, Reference) else side for side in cohorts.values()]
-    people = [side.people for side in sides if isinstance(side, Cohort)]
-    cells = [
-        c for c in dict.fromkeys(c for side in sides for c in side.cells) if sum(c in side.cells for side in sides) > 1
-    ]
-    rows = []
-    for stratum in _strata(people, by, settings):
-        parts = [_pick(side, side, stratum, cells, settings, False)[0].moments for side in sides]
-        for j, (organ, metric) in enumerate(cells):
-            use = [m for m in parts if m.n[j] >= settings.min_subjects and m.sd[j] > 0]
-            row: dict[str, object] = {"stratum": stratum.name, "organ": organ, "metric": metric, "groups": len(use)}
-            values = (np.full(1, np.nan),) * 4
-            if len(use) > 1:
-                values = welch_anova([Moments(m.n[[j]], m.mean[[j]], m.sd[[j]]) for m in use])
-            row |= dict(zip(("f", "df1", "df2", "p"), (float(v[0]) for v in values)))
-            left = len(parts) - len(use)
-            row["message"] = f"{left} of {len(parts)} cohorts have too few subjects or no spread" if left else ""
-            rows.append(row)
-    table = pd.DataFrame(rows)
-    p = table["p"].to_numpy(dtype=float)
-    table["p_holm"], table["p_bh"] = holm(p), benjamini_hochberg(p)
-    return table

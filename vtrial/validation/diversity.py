@@ -1,24 +1,22 @@
-"""Whether twins are as diverse as real people, and whether any is a copy of a training subject.
+"""Whether twins are as diverse as real people.
 
 Spread: the geometric mean of spread ratios over all cells, with an error that knows that the cells share subjects.
 Likeness: correlation between every two subjects' vectors, of measurements or of volumes at low resolution, which are
-arguments. Copies: how near the nearest training volume is, against how near it is to held-out subjects.
+arguments.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-import pandas as pd
 from numpy.typing import NDArray
 from scipy import stats
 
 from vtrial.records import InputError
 from vtrial.validation.inference import Array, Moments, moments
 from vtrial.validation.spread import column_median
-
-_CHUNK = 256  # volumes at a time
 
 
 @dataclass(frozen=True)
@@ -93,7 +91,7 @@ def pairwise_likeness(vectors: Array, level: float = 0.95) -> Likeness:
 
     The interval is that of a U-statistic, by the jackknife over subjects. InputError under three subjects or with NaN.
     """
-    rows = _rows(vectors, "subjects", at_least=3)
+    rows = finite_rows(vectors, "subjects", at_least=3)
     rows = rows - rows.mean(axis=1, keepdims=True)
     length = np.sqrt((rows**2).sum(axis=1, keepdims=True))
     rows = rows / np.where(length > 0, length, 1.0)
@@ -121,53 +119,8 @@ def standardised(a: Array, b: Array) -> tuple[Array, Array]:
     return (a[:, use] - m.mean[use]) / m.sd[use], (b[:, use] - m.mean[use]) / m.sd[use]
 
 
-def nearest_distances(volumes: Array, training: Array) -> tuple[Array, NDArray[np.intp]]:
-    """Root mean square distance of each volume to the nearest of `training`, and which one that is.
-
-    Both (subjects, …) on one low-resolution grid and scale. InputError where the shapes differ or hold NaN.
-    """
-    a, b = _rows(volumes, "volumes", at_least=1), _rows(training, "training volumes", at_least=1)
-    if a.shape[1] != b.shape[1]:
-        raise InputError(
-            f"copies: volumes of {volumes.shape[1:]} and training volumes of {training.shape[1:]} differ in shape; "
-            "bring both to one grid"
-        )
-    square_b = (b.astype(float) ** 2).sum(axis=1)
-    best, which = np.empty(len(a)), np.empty(len(a), dtype=np.intp)
-    for start in range(0, len(a), _CHUNK):
-        part = a[start : start + _CHUNK]
-        near = (square_b - 2.0 * (part @ b.T)).argmin(axis=1)
-        which[start : start + len(part)] = near
-        # The distance itself by differences: near zero the expanded square is all rounding.
-        best[start : start + len(part)] = np.sqrt(((part - b[near]).astype(float) ** 2).mean(axis=1))
-    return best, which
-
-
-def copies(twins: Array, training: Array, held_out: Array, copy_ratio: float = 0.6) -> pd.DataFrame:
-    """One row a twin: nearest training subject, distance, part of held-out subjects that are nearer, suspected copy.
-
-    Suspected is who lies nearer to a training volume than every held-out subject does, and than `copy_ratio` of their
-    median: of many twins some must be nearest, but not by so much. The table's `attrs` hold `p_nearer` (Mann–Whitney,
-    one-sided: twins lie nearer to the training set than held-out subjects) and both medians.
-    """
-    distance, nearest = nearest_distances(twins, training)
-    control, _ = nearest_distances(held_out, training)
-    limit = min(float(control.min()), copy_ratio * float(np.median(control)))
-    table = pd.DataFrame(
-        {
-            "twin": np.arange(len(distance)),
-            "nearest_training": nearest,
-            "distance": distance,
-            "held_out_nearer": np.searchsorted(np.sort(control), distance) / len(control),
-            "suspected_copy": distance < limit,
-        }
-    )
-    p = float(stats.mannwhitneyu(distance, control, alternative="less").pvalue)
-    table.attrs = {"p_nearer": p, "median": float(np.median(distance)), "median_held_out": float(np.median(control))}
-    return table
-
-
-def _rows(vectors: Array, what: str, at_least: int) -> Array:
+def finite_rows(vectors: NDArray[np.floating[Any]], what: str, at_least: int) -> NDArray[np.floating[Any]]:
+    """Arrays of any shape, one a subject, as rows (subjects, values); InputError for too few, or NaN."""
     if len(vectors) < at_least:
         raise InputError(f"{what}: {len(vectors)} given; at least {at_least} are needed")
     rows = np.asarray(vectors).reshape(len(vectors), -1)

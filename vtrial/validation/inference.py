@@ -1,7 +1,7 @@
 """Closed-form inference on two groups, for many cells at once: arrays of one value a cell in and out.
 
 From `Moments` alone (so that printed means and SDs will do): Welch's t, the ratio of means with Fieller's interval,
-equivalence by two one-sided tests, Cohen's d, Welch's analysis of variance. What cannot be computed is NaN; `compare`
+equivalence by two one-sided tests, Cohen's d, analyses of variance. What cannot be computed is NaN; `compare`
 says why. Throughout, a is the synthetic cohort and b the reference, and `covariance` that of their pairs, if they are
 paired. Spread is in `spread`, ranks in `ranks`.
 """
@@ -145,4 +145,19 @@ def welch_anova(groups: Sequence[Moments]) -> tuple[Array, Array, Array, Array]:
         lack = ((1.0 - weight / total) ** 2 / (n - 1)).sum(axis=0)
         f = between / (1.0 + 2.0 * (k - 2) / (k**2 - 1) * lack)
         df2 = (k**2 - 1) / (3.0 * lack)
+        return f, np.full_like(f, k - 1), df2, np.asarray(stats.f.sf(f, k - 1, df2), dtype=float)
+
+
+def classical_anova(groups: Sequence[Moments]) -> tuple[Array, Array, Array, Array]:
+    """Fisher 1925: F, both degrees of freedom and p of equal means in k groups of one variance.
+
+    From n, mean and SD alone: between the groups sum n (mean - grand mean)^2, within them sum (n - 1) SD^2.
+    """
+    k = len(groups)
+    with np.errstate(all="ignore"):
+        n, mean, sd = (np.stack([getattr(g, name) for g in groups]) for name in ("n", "mean", "sd"))
+        df2 = n.sum(axis=0) - k
+        grand = (n * mean).sum(axis=0) / n.sum(axis=0)
+        within = ((n - 1) * sd**2).sum(axis=0) / df2
+        f = (n * (mean - grand) ** 2).sum(axis=0) / (k - 1) / np.where(within > 0, within, np.nan)
         return f, np.full_like(f, k - 1), df2, np.asarray(stats.f.sf(f, k - 1, df2), dtype=float)

@@ -1,0 +1,129 @@
+"""Where a report comes from: who was left out, which models had a part, and what limits trust in it."""
+
+from __future__ import annotations
+
+import platform
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import pandas as pd
+
+from vtrial import __version__
+from vtrial.pipeline.sides import Parties, Side
+from vtrial.reporting.content import Exclusion, ModelNote, Provenance
+from vtrial.runs import now
+from vtrial.segmentation import SegmentJournal
+from vtrial.validation import Comparison, Reference
+from vtrial.validation.compare import same_segmenter
+from vtrial.validation.nearest import NO_SIGN
+
+_REASONS = 8  # of one step that are listed
+
+
+def exclusions(side: Side) -> Iterator[Exclusion]:
+    """Who is not in the comparison, step by step, from the journals: reasons do not depend on the call."""
+    scans, people = side.scans, side.scans.people
+    lost = people[people["status"] != "ok"]
+    errors = lost["error"].fillna("").astype(str) if "error" in lost.columns else pd.Series("", index=lost.index)
+    reasons = (error or f"{status}, not made yet" for error, status in zip(errors, lost["status"]))
+    yield from _counted(scans.name, "find" if scans.real else "make", zip(lost["subject_id"], reasons), len(people))
+    journal, undrawn = SegmentJournal(scans.folder), {}
+    for case in scans.ct_cases:
+        end = None if side.masks.folder is None else journal.latest(case.subject_id, side.masks.folder)
+        if end is not None and end.status == "failed":
+            undrawn[case.subject_id] = end.error
+    yield from _counted(scans.name, "segment", undrawn.items(), len(scans.ct_cases))
+    unmeasured = side.unmeasured()
+    rest = ((subject, reason) for subject, reason in unmeasured.items() if subject not in undrawn)
+    yield from _counted(scans.name, "measure", rest, len(scans.ct_cases))
+
+
+def _counted(cohort: str, step: str, reasons: Iterable[tuple[str, str]], of: int) -> Iterator[Exclusion]:
+    """Reasons that differ in the subject's name alone are one."""
+    counts = Counter(reason.replace(str(subject), "…") for subject, reason in reasons)
+    for reason, count in counts.most_common(_REASONS):
+        yield Exclusion(cohort, step, reason, count, of)
+    rest = sum(counts.values()) - sum(count for _, count in counts.most_common(_REASONS))
+    if rest:
+        yield Exclusion(cohort, step, "other reasons", rest, of)
+
+
+def provenance(
+    comparison: Comparison,
+    parties: Parties,
+    references: Sequence[Reference],
+    copies: pd.DataFrame | None,
+    command: Sequence[str],
+) -> Provenance:
+    """Commands, models, versions and seeds behind a comparison, and its flags; `references` as for the evidence."""
+    reference, manifest = references[0], parties.twins.scans.manifest
+    made = manifest.sessions[-1].versions if manifest is not None and manifest.sessions else {}
+    versions = {f"{name} (making)": number for name, number in made.items()}
+    versions |= {"vtrial": __version__, "python": platform.python_version()}
+    versions |= {name: version(name) for name in ("numpy", "scipy", "totalsegmentator")}
+    seeds: dict[str, int | str] = {"analysis": comparison.settings.seed}
+    if manifest is not None:
+        seeds = {"run": str(manifest.identity.get("seed", "")), **seeds}
+    facts = ("title", "role", "source", "licence", "note")
+    origin = {fact: getattr(reference, fact) for fact in facts}
+    origin |= {"segmenter": reference.data.segmenter, "n": str(reference.n)}
+    origin |= {f"analysis of variance with {r.name}": r.title or r.source or "a table" for r in references[1:]}
+    flags = [*_flags(parties, references)]
+    if copies is not None and copies.attrs["verdict"] != NO_SIGN:
+        flags.append(f"Copies: twins are {copies.attrs['verdict']}.")
+    return Provenance(
+        command=" ".join(command),
+        models=tuple(_models(parties.twins, parties.sides)),
+        versions=versions,
+        seeds=seeds,
+        reference=origin,
+        flags=tuple(flags),
+        created=now(),
+    )
+
+
+def _models(twins: Side, sides: Sequence[Side]) -> Iterator[ModelNote]:
+    """What made the twins, and every segmenter once."""
+    manifest = twins.scans.manifest
+    if manifest is not None and manifest.kind == "phantom":
+        yield ModelNote("generator", "vtrial phantom", "no scans at all: it draws bodies after published anatomy")
+    elif manifest is not None:
+        known: Mapping[str, Any] = manifest.identity
+        trained_on = str(manifest.facts.get("model_data") or "data that its card does not name")
+        digest = str(known.get("model_sha256", ""))
+        yield ModelNote("generator", str(known.get("model", "unknown")), trained_on, digest)
+    for masks in {side.masks.segmenter: side.masks for side in sides if side.masks.facts}.values():
+        trained_on = str(masks.facts.get("training_data", "CT of patients (TotalSegmentator's own training set)"))
+        note = "For phantoms and twins of models trained on them, not for patients" if masks.phantoms_only else ""
+        yield ModelNote("segmenter", masks.segmenter, trained_on, str(masks.facts.get("weights_sha256", "")), note)
+
+
+def _flags(parties: Parties, references: Sequence[Reference]) -> Iterator[str]:
+    """What limits trust in the comparison."""
+    yield from dict.fromkeys(side.masks.caution for side in parties.sides if side.masks.caution)
+    ours = parties.twins.masks.segmenter
+    for reference in references:
+        theirs = reference.data.segmenter
+        if same_segmenter(ours, theirs):
+            continue
+        what, which = "The two sides", "reference"
+        if reference is not references[0]:
+            what, which = "The cohorts of the analysis of variance", reference.name
+        yield (
+            f"{what} were not segmented alike ({ours}; {which}: {theirs or 'not known'}): a part of every "
+            "difference may be the segmenters'."
+        )
+    for side in parties.sides:
+        people, name = side.scans.people, side.scans.name
+        if "extrapolated" in people.columns and (outside := int(people["extrapolated"].sum())):
+            yield f"{name}: {outside} of {len(people)} subjects lie outside what the model was trained on."
+        manifest = side.scans.manifest
+        if manifest is not None and len(side.scans.ct_cases) < manifest.n:
+            yield f"{name}: the run is not complete, {len(side.scans.ct_cases)} of {manifest.n} subjects are made."
+    for reference in references:
+        if reference.role == "stand-in":
+            yield f"{reference.name} is no cohort of patients but {reference.title}."
+        elif reference.role == "synthetic":
+            yield f"{reference.name} is itself synthetic."
