@@ -11,8 +11,9 @@ from vtrial.cohort.recruit import recruit
 from vtrial.cohort.registry import find_spec, shipped_cohorts
 from vtrial.cohort.spec import read_spec
 from vtrial.cohort.support import check_support
-from vtrial.diffusion.cascade import CascadeSampler, load_cascade
+from vtrial.diffusion.cascade import TILE_OVERLAP, CascadeSampler, load_cascade
 from vtrial.diffusion.conditions import Demographics
+from vtrial.diffusion.tiles import tile_for, tiles
 from vtrial.diffusion.weights import model_folder, verify_model
 from vtrial.fidelity import measure_body
 from vtrial.geometry import LOW_SHAPE, SHAPE, spacing_mm
@@ -69,3 +70,23 @@ def test_the_whole_cascade_keeps_what_stage_one_made(tmp_path: Path) -> None:
     )
     for measure in ("body_ml", "activity_g", "liver_box_suv"):
         assert fine[measure] == pytest.approx(coarse[measure], rel=0.08), measure
+
+
+@pytest.mark.slow
+def test_the_tiles_of_a_machine_with_little_memory_leave_no_seam() -> None:
+    cascade = load_cascade(NAME)
+    tile = tile_for(4 * 10**9)
+    assert tile is not None
+    low = cascade.sample_low([MAN], noise=torch.Generator().manual_seed(1))[0]
+    twin = cascade.refine(low, MAN, noise=torch.Generator().manual_seed(2), tile=tile)
+    step = (twin[..., 1:] - twin[..., :-1]).abs().mean(dim=(1, 2))  # by modality and place along z
+    network = cascade.high.config.network
+    patch, align = network.patch, network.divisor // network.patch
+    grid, small = (tuple(n // patch for n in shape) for shape in (SHAPE, tile))
+    edges = {e * patch for w in tiles(grid, small, TILE_OVERLAP // patch, align) for e in (w[2].start, w[2].stop)}
+    borders = torch.tensor(sorted(e - 1 for e in edges if 0 < e < SHAPE[2]))
+    # inside: near the borders, where the anatomy is alike, and likewise between two of the network's blocks
+    inside = torch.cat([borders + patch * k for k in (-3, -2, -1, 1, 2, 3)])
+    assert len(borders) >= 2
+    ratio = step[:, borders].mean(dim=1) / step[:, inside].mean(dim=1)
+    assert float(ratio.max()) <= 1.05, f"CT and PET: {ratio.tolist()}"

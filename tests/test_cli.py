@@ -332,7 +332,7 @@ def test_a_fresh_stage_is_sampled_over_the_noise_it_was_trained_on(
         vtrial.pipeline.train(
             repository / "configs" / f"bundled-{stage}.toml", tmp_path, tmp_path / "experts", lambda line: None
         )
-    assert (exported["global"].sigma_max, exported["global"].sigma_min) == (200.0, 0.01)
+    assert (exported["global"].sigma_max, exported["global"].sigma_min) == (2000.0, 0.01)
     assert exported["global-detail"].sigma_max == 0.8
 
 
