@@ -2,7 +2,8 @@
 
 `cohorts.py` says who, `making.py` makes them, `judging.py` judges them: on scans (`scans.py`) with masks (`masks.py`),
 by a verdict (`verdicts.py`) with its evidence (`evidence.py`). `training.py` and `segmenters.py` are about models.
-Nothing is written before all input has been checked. Progress goes to the caller's `report`, machines come from the caller's `Executor`.
+Nothing is written before all input has been checked. Progress goes to the caller's `report`, machines come from the
+caller's `Executor`.
 """
 
 from vtrial.pipeline.cohorts import Cohort, read_cohort, recruit
