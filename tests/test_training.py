@@ -353,3 +353,17 @@ def test_the_rate_ramps_decays_and_cools_down() -> None:
     assert cooled.rate(750, 1000) == pytest.approx(plain.rate(750, 1000))
     assert cooled.rate(876, 1000) == pytest.approx(plain.rate(876, 1000) / 2)
     assert 0.0 < cooled.rate(1000, 1000) < 0.01 * plain.rate(1000, 1000)
+
+
+@pytest.mark.parametrize("damage", ["cut", "text", "empty", "other"])
+def test_a_checkpoint_that_is_none_is_told(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "checkpoint.pt"
+    torch.save({"step": torch.arange(1000)}, path)
+    whole = path.read_bytes()
+    path.write_bytes(
+        {"cut": whole[: len(whole) // 2], "text": b"not a checkpoint", "empty": b"", "other": whole}[damage]
+    )
+    if damage == "other":  # a file of torch's, but another kind of object
+        torch.save(Path("a"), path)
+    with pytest.raises(InputError, match="not a readable checkpoint"):
+        read_checkpoint(path)

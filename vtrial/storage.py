@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 import pyarrow.fs
 from pyarrow.lib import ArrowException
@@ -192,13 +192,14 @@ class LocalFolder:
             yield
 
 
-def write_atomic(path: Path, data: bytes) -> None:
-    """Write `data` under `path` whole or not at all, and durably: temporary name beside it, fsync, rename."""
+@contextmanager
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A stream into `path`, there whole or not at all, and durably: temporary name beside it, fsync, rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PART}")
     try:
         with part.open("wb") as file:
-            file.write(data)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         part.replace(path)
@@ -210,6 +211,12 @@ def write_atomic(path: Path, data: bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write `data` under `path` as `whole_file`."""
+    with whole_file(path) as file:
+        file.write(data)
 
 
 @dataclass(frozen=True)

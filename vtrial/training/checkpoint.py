@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import pickle
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from vtrial.diffusion.ema import PowerEma
 from vtrial.diffusion.weights import load_weights, model_folder, read_card
 from vtrial.optimizer import Optimizer, is_matrix
 from vtrial.records import InputError, Support
+from vtrial.storage import whole_file
 from vtrial.training.config import TrainingConfig
 
 CHECKPOINT = "checkpoint.pt"
@@ -85,19 +86,16 @@ def save_checkpoint(folder: Path, config: TrainingConfig, state: TrainingState) 
         "skipped": state.skipped,
         "seconds": state.seconds,
     }
-    part = folder / f".{CHECKPOINT}.part"
-    with part.open("wb") as stream:
+    with whole_file(folder / CHECKPOINT) as stream:
         torch.save(content, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    return part.replace(folder / CHECKPOINT)
+    return folder / CHECKPOINT
 
 
 def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
     """The content of a checkpoint: tensors and plain values only; InputError if it cannot be read."""
     try:
         content: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    except (OSError, RuntimeError, EOFError) as error:
+    except (OSError, RuntimeError, EOFError, LookupError, ValueError, pickle.UnpicklingError) as error:
         raise InputError(f"{path}: not a readable checkpoint: {error}") from None
     return content
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import pickle
 import time
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ from vtrial.segmentation.fit.batches import Batch, batches
 from vtrial.segmentation.fit.config import SegmenterConfig, read_segmenter_config
 from vtrial.segmentation.fit.data import StoredPhantoms
 from vtrial.segmentation.fit.network import build
-from vtrial.storage import write_atomic
+from vtrial.storage import whole_file, write_atomic
 
 CHECKPOINT, METRICS = "checkpoint.pt", "metrics.jsonl"
 FREE_FIELDS = {"steps", "checkpoint_steps", "metric_steps"}  # may change between a training and its continuation
@@ -205,12 +204,9 @@ def save_checkpoint(folder: Path, config: SegmenterConfig, state: FitState) -> P
         "skipped": state.skipped,
         "seconds": state.seconds,
     }
-    part = folder / f".{CHECKPOINT}.part"
-    with part.open("wb") as stream:
+    with whole_file(folder / CHECKPOINT) as stream:
         torch.save(content, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-    return part.replace(folder / CHECKPOINT)
+    return folder / CHECKPOINT
 
 
 def read_checkpoint(folder: Path) -> tuple[SegmenterConfig, FitState]:
