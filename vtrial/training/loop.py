@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import math
-import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from vtrial.course import Metrics, follow
 from vtrial.memory import keep_freed_memory
 from vtrial.records import InputError
 from vtrial.training.batches import Batch, batches, measure_scaling
@@ -86,65 +86,33 @@ def _gradients_finite(state: TrainingState) -> bool:
     return bool(torch.isfinite(torch.stack(norms)).all())
 
 
-class _Metrics:
-    """Collects step reports and appends one JSON line for every `every` of them."""
-
-    def __init__(self, path: Path, config: TrainingConfig, state: TrainingState) -> None:
-        self.path, self.config = path, config
-        _drop_after(path, state.step)
-        self.reports: list[StepReport] = []
-        self.since = time.perf_counter()
-
-    def add(self, report: StepReport, state: TrainingState) -> dict[str, object] | None:
-        self.reports.append(report)
-        if len(self.reports) < self.config.metric_steps and report.step < self.config.steps:
-            return None
-        elapsed = time.perf_counter() - self.since
-        line = self._line(report, state, elapsed)
-        with self.path.open("a") as stream:
-            stream.write(json.dumps(line) + "\n")
-        self.reports, self.since = [], time.perf_counter()
-        return line
-
-    def _line(self, report: StepReport, state: TrainingState, elapsed: float) -> dict[str, object]:
-        buckets: dict[str, list[float]] = defaultdict(list)
-        good = [r for r in self.reports if not r.skipped]
-        for r in good:
-            for sigma, error in zip(r.sigmas, r.errors, strict=True):
-                buckets[_bucket(sigma)].append(error)
-        errors = [e for values in buckets.values() for e in values]
-        return {
-            "step": report.step,
-            "images": report.step * self.config.batch,
-            "loss": sum(r.loss for r in good) / max(len(good), 1),
-            "error": sum(errors) / max(len(errors), 1),
-            "error_by_sigma": {k: round(sum(v) / len(v), 5) for k, v in sorted(buckets.items())},
-            "skipped": state.skipped,
-            "images_per_second": round(len(self.reports) * self.config.batch / elapsed, 3),
-            "seconds": round(state.seconds, 1),
-            "eta_seconds": round((self.config.steps - report.step) * elapsed / len(self.reports)),
-        }
+def _described(
+    config: TrainingConfig, state: TrainingState, reports: Sequence[StepReport], elapsed: float
+) -> dict[str, object]:
+    """A line of metrics."""
+    buckets: dict[str, list[float]] = defaultdict(list)
+    good = [r for r in reports if not r.skipped]
+    for r in good:
+        for sigma, error in zip(r.sigmas, r.errors, strict=True):
+            buckets[_bucket(sigma)].append(error)
+    errors = [e for values in buckets.values() for e in values]
+    step = reports[-1].step
+    return {
+        "step": step,
+        "images": step * config.batch,
+        "loss": sum(r.loss for r in good) / max(len(good), 1),
+        "error": sum(errors) / max(len(errors), 1),
+        "error_by_sigma": {k: round(sum(v) / len(v), 5) for k, v in sorted(buckets.items())},
+        "skipped": state.skipped,
+        "images_per_second": round(len(reports) * config.batch / elapsed, 3),
+        "seconds": round(state.seconds, 1),
+        "eta_seconds": round((config.steps - step) * elapsed / len(reports)),
+    }
 
 
 def _bucket(sigma: float) -> str:
     above = [edge for edge in BUCKETS if edge <= sigma]
     return f">={above[-1]:g}" if above else f"<{BUCKETS[0]:g}"
-
-
-def _drop_after(path: Path, step: int) -> None:
-    """Forget metrics of steps that the checkpoint does not hold: they will be made again."""
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line + "\n")
-        except ValueError:
-            continue  # a line that was cut off by the interruption
-    part = path.with_name(f".{path.name}.part")
-    part.write_text("".join(kept))
-    part.replace(path)
 
 
 def open_source(data: Path, config: TrainingConfig) -> VolumeSource:
@@ -186,20 +154,7 @@ def train(
         state = warm_state(config, start_from, data.support, data.device)
     else:
         state = new_state(config, measure_scaling(config, data), data.support, data.device)
-    metrics = _Metrics(folder / METRICS, config, state)
-    begun, before = time.monotonic(), state.seconds
-    saved = state.step
-    for report in steps(config, data, state) if state.step < config.steps else ():
-        state.seconds = before + time.monotonic() - begun
-        line = metrics.add(report, state)
-        if line is not None and progress is not None:
-            progress(line)
-        out_of_time = max_seconds is not None and time.monotonic() - begun >= max_seconds
-        if report.step % config.checkpoint_steps == 0 or out_of_time:
-            save_checkpoint(folder, config, state)
-            saved = state.step
-        if out_of_time:
-            break
-    if saved != state.step:
-        save_checkpoint(folder, config, state)
+    metrics = Metrics(folder / METRICS, config, state.step, partial(_described, config, state))
+    todo = steps(config, data, state) if state.step < config.steps else ()
+    follow(todo, config, state, metrics, lambda: save_checkpoint(folder, config, state), max_seconds, progress)
     return state

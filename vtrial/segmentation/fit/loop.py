@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 import pickle
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vtrial.course import Metrics, follow
 from vtrial.memory import keep_freed_memory
 from vtrial.optimizer import Optimizer, is_matrix
 from vtrial.records import InputError
@@ -23,7 +23,7 @@ from vtrial.segmentation.fit.batches import Batch, batches
 from vtrial.segmentation.fit.config import SegmenterConfig, read_segmenter_config
 from vtrial.segmentation.fit.data import StoredPhantoms
 from vtrial.segmentation.fit.network import build
-from vtrial.storage import whole_file, write_atomic
+from vtrial.storage import whole_file
 
 CHECKPOINT, METRICS = "checkpoint.pt", "metrics.jsonl"
 FREE_FIELDS = {"steps", "checkpoint_steps", "metric_steps"}  # may change between a training and its continuation
@@ -136,60 +136,26 @@ def train_segmenter(
         state = restore_state(folder, config, phantoms.source)
     else:
         state = new_state(config, phantoms.source)
-    metrics = _Metrics(folder / METRICS, config, state)
-    begun, before, saved = time.monotonic(), state.seconds, state.step
-    for report in steps(config, phantoms, state) if state.step < config.steps else ():
-        state.seconds = before + time.monotonic() - begun
-        line = metrics.add(report, state)
-        if line is not None and progress is not None:
-            progress(line)
-        late = max_seconds is not None and time.monotonic() - begun >= max_seconds
-        if report.step % config.checkpoint_steps == 0 or late:
-            save_checkpoint(folder, config, state)
-            saved = state.step
-        if late:
-            break
-    if saved != state.step:
-        save_checkpoint(folder, config, state)
+    metrics = Metrics(folder / METRICS, config, state.step, partial(_described, config, state))
+    todo = steps(config, phantoms, state) if state.step < config.steps else ()
+    follow(todo, config, state, metrics, lambda: save_checkpoint(folder, config, state), max_seconds, progress)
     return state
 
 
-class _Metrics:
-    """Collects reports and appends one JSON line for every `metric_steps` of them."""
-
-    def __init__(self, path: Path, config: SegmenterConfig, state: FitState) -> None:
-        self.path, self.config = path, config
-        self.reports: list[FitReport] = []
-        self.since = time.perf_counter()
-        if path.exists():  # steps that the checkpoint does not hold will be made again
-            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= state.step]
-            write_atomic(path, "".join(f"{line}\n" for line in kept).encode())
-
-    def add(self, report: FitReport, state: FitState) -> dict[str, object] | None:
-        self.reports.append(report)
-        if len(self.reports) < self.config.metric_steps and report.step < self.config.steps:
-            return None
-        each = (time.perf_counter() - self.since) / len(self.reports)
-        dice = torch.tensor([r.dice for r in self.reports]).nanmean(0).tolist()
-        line: dict[str, object] = {
-            "step": report.step,
-            "loss": round(sum(r.loss for r in self.reports) / len(self.reports), 5),
-            "dice": {name: round(value, 4) for name, value in zip(self.config.heads, dice) if not math.isnan(value)},
-            "skipped": state.skipped,
-            "seconds": round(state.seconds, 1),
-            "eta_seconds": round((self.config.steps - report.step) * each),
-        }
-        with self.path.open("a") as stream:
-            stream.write(json.dumps(line) + "\n")
-        self.reports, self.since = [], time.perf_counter()
-        return line
-
-
-def _step_of(line: str) -> float:
-    try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
-        return math.inf  # cut off by an interruption
+def _described(
+    config: SegmenterConfig, state: FitState, reports: Sequence[FitReport], elapsed: float
+) -> dict[str, object]:
+    """A line of metrics."""
+    dice = torch.tensor([r.dice for r in reports]).nanmean(0).tolist()
+    step = reports[-1].step
+    return {
+        "step": step,
+        "loss": round(sum(r.loss for r in reports) / len(reports), 5),
+        "dice": {name: round(value, 4) for name, value in zip(config.heads, dice) if not math.isnan(value)},
+        "skipped": state.skipped,
+        "seconds": round(state.seconds, 1),
+        "eta_seconds": round((config.steps - step) * elapsed / len(reports)),
+    }
 
 
 def save_checkpoint(folder: Path, config: SegmenterConfig, state: FitState) -> Path:

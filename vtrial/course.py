@@ -1,0 +1,99 @@
+"""The course of a training, whatever is trained: its metrics, checkpoints and time budget."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar
+
+from vtrial.storage import write_atomic
+
+Line = dict[str, object]
+
+
+class _Plan(Protocol):
+    @property
+    def steps(self) -> int: ...
+    @property
+    def checkpoint_steps(self) -> int: ...
+    @property
+    def metric_steps(self) -> int: ...
+
+
+class _State(Protocol):
+    step: int
+    seconds: float
+
+
+class _Report(Protocol):
+    @property
+    def step(self) -> int: ...
+
+
+R = TypeVar("R", bound=_Report)
+
+
+class Metrics(Generic[R]):
+    """Collects the reports of steps and appends one JSON line to `path` for every `metric_steps` of them.
+
+    `describe` makes the line from the reports and the seconds they took. Lines of steps after `step`, which the
+    checkpoint does not hold, are forgotten: these will be made again.
+    """
+
+    def __init__(self, path: Path, plan: _Plan, step: int, describe: Callable[[Sequence[R], float], Line]) -> None:
+        self._path, self._plan, self._describe = path, plan, describe
+        self._reports: list[R] = []
+        self._since = time.perf_counter()
+        if path.exists():
+            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
+            write_atomic(path, "".join(f"{line}\n" for line in kept).encode())
+
+    def add(self, report: R) -> Line | None:
+        """Take a report; the line where one is due."""
+        self._reports.append(report)
+        if len(self._reports) < self._plan.metric_steps and report.step < self._plan.steps:
+            return None
+        line = self._describe(self._reports, time.perf_counter() - self._since)
+        with self._path.open("a") as stream:
+            stream.write(json.dumps(line) + "\n")
+        self._reports, self._since = [], time.perf_counter()
+        return line
+
+
+def _step_of(line: str) -> float:
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf  # cut off by an interruption
+
+
+def follow(
+    reports: Iterable[R],
+    plan: _Plan,
+    state: _State,
+    metrics: Metrics[R],
+    save: Callable[[], object],
+    max_seconds: float | None,
+    progress: Callable[[Line], None] | None,
+) -> None:
+    """Run the steps behind `reports`, which change `state`, to their end or for `max_seconds`; `save` checkpoints.
+
+    `progress` gets every line of metrics.
+    """
+    begun, before, saved = time.monotonic(), state.seconds, state.step
+    for report in reports:
+        state.seconds = before + time.monotonic() - begun
+        line = metrics.add(report)
+        if line is not None and progress is not None:
+            progress(line)
+        late = max_seconds is not None and time.monotonic() - begun >= max_seconds
+        if report.step % plan.checkpoint_steps == 0 or late:
+            save()
+            saved = state.step
+        if late:
+            break
+    if saved != state.step:
+        save()
