@@ -72,10 +72,13 @@ def test_agreement_sees_a_shift_and_a_lost_spread() -> None:
     assert [a.measure for a in rows[::3]] == list(MEASURES)
 
 
-def test_slopes_are_recovered_within_sex() -> None:
+def test_slopes_are_recovered_within_sex_and_know_their_error() -> None:
     found = slopes(table(np.random.default_rng(1), 2000, 0.0, 1.0))
-    assert found["lung_ml per height_cm"] == pytest.approx(40, rel=0.02)
-    assert found["body_ml per weight_kg"] == pytest.approx(620, rel=0.01)
+    assert found["lung_ml per height_cm"].value == pytest.approx(40, rel=0.02)
+    assert found["body_ml per weight_kg"].value == pytest.approx(620, rel=0.01)
+    small = [slopes(table(np.random.default_rng(k), 40, 0.0, 1.0))["lung_ml per height_cm"] for k in range(300)]
+    scatter = np.std([s.value for s in small], ddof=1)
+    assert np.mean([s.error for s in small]) == pytest.approx(scatter, rel=0.12)
 
 
 def test_a_cohort_without_enough_of_both_sexes_is_refused(tmp_path: Path) -> None:

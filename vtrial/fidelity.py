@@ -176,8 +176,16 @@ def agreements(phantoms: pd.DataFrame, twins: pd.DataFrame) -> list[Agreement]:
     return out
 
 
-def slopes(table: pd.DataFrame) -> dict[str, float]:
-    """Least-squares slopes that conditioning must carry: lung volume on height, body volume on weight (ml per unit).
+@dataclass(frozen=True)
+class Slope:
+    """A slope of a least-squares fit and its standard error: with few people the phantoms' own is uncertain too."""
+
+    value: float
+    error: float
+
+
+def slopes(table: pd.DataFrame) -> dict[str, Slope]:
+    """Slopes that conditioning must carry: lung volume on height, body volume on weight (ml per unit).
 
     Adjusted for sex, so that they tell of bodies within a sex.
     """
@@ -185,7 +193,11 @@ def slopes(table: pd.DataFrame) -> dict[str, float]:
     out = {}
     for measure, cause in (("lung_ml", "height_cm"), ("body_ml", "weight_kg")):
         design = np.column_stack([np.ones(len(table)), table[cause].to_numpy(dtype=float), male])
-        out[f"{measure} per {cause}"] = float(np.linalg.lstsq(design, table[measure].to_numpy(dtype=float))[0][1])
+        target = table[measure].to_numpy(dtype=float)
+        fit = np.linalg.lstsq(design, target)[0]
+        freedom = max(len(table) - design.shape[1], 1)
+        variance = float(((target - design @ fit) ** 2).sum()) / freedom * np.linalg.pinv(design.T @ design)[1, 1]
+        out[f"{measure} per {cause}"] = Slope(float(fit[1]), float(np.sqrt(variance)))
     return out
 
 
@@ -227,7 +239,15 @@ def assess(
         "level": level,
         "command": f"vtrial fidelity {model} --level {level} --each-sex {each_sex} --spec {spec} --seed {seed}",
         "measures": rows,
-        "slopes": {name: {"phantoms": truth[name], "twins": made[name]} for name in truth},
+        "slopes": {
+            name: {
+                "phantoms": truth[name].value,
+                "phantoms_se": truth[name].error,
+                "twins": made[name].value,
+                "twins_se": made[name].error,
+            }
+            for name in truth
+        },
     }
     if write:
         others = [t for t in cascade.card.fidelity if isinstance(t, dict) and t.get("level") != level]
@@ -258,6 +278,6 @@ def as_table(table: dict[str, Any]) -> str:
         verdict = f"{row['difference_percent']:>+9.1f} % {row['sd_ratio']:>8.2f}"
         lines.append(f"{row['measure']:<14} {row['sex']:<4} {row['n']:>5} {phantoms} {twins} {verdict}")
     for name, slope in table["slopes"].items():
-        ratio = slope["twins"] / slope["phantoms"]
-        lines.append(f"slope {name}: phantoms {slope['phantoms']:.4g}, twins {slope['twins']:.4g} ({ratio:.2f})")
+        sides = [f"{side} {slope[side]:.4g} (SE {slope[f'{side}_se']:.2g})" for side in ("phantoms", "twins")]
+        lines.append(f"slope {name}: {', '.join(sides)}, ratio {slope['twins'] / slope['phantoms']:.2f}")
     return "\n".join(lines)
