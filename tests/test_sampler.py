@@ -24,7 +24,7 @@ def last(steps: Iterator[Tensor]) -> Tensor:
     return x
 
 
-@pytest.mark.parametrize("name", ["heun", "heun-churn", "dpmpp-2m"])
+@pytest.mark.parametrize("name", ["heun", "heun-churn", "dpmpp-2m", "dpmpp-2m-churn"])
 def test_samples_of_normal_data_have_its_mean_and_variance(name: str) -> None:
     config = SamplerConfig(name=name, steps=128, s_churn=20.0, s_noise=1.0)
     generator = torch.Generator().manual_seed(1)
@@ -34,10 +34,11 @@ def test_samples_of_normal_data_have_its_mean_and_variance(name: str) -> None:
     assert float(x.std()) == pytest.approx(SD, rel=0.02)
 
 
-def test_churn_adds_randomness_and_needs_it_to_be_named() -> None:
+@pytest.mark.parametrize("name", ["heun", "dpmpp-2m"])
+def test_churn_adds_randomness_and_needs_it_to_be_named(name: str) -> None:
     noise = torch.randn(1000, generator=torch.Generator().manual_seed(0))
-    quiet = SamplerConfig(name="heun", steps=12)
-    churned = SamplerConfig(name="heun-churn", steps=12)
+    quiet = SamplerConfig(name=name, steps=12)
+    churned = SamplerConfig(name=f"{name}-churn", steps=12)
 
     def run(config: SamplerConfig, seed: int) -> Tensor:
         return last(sample(normal_denoise, noise, config, torch.Generator().manual_seed(seed)))
@@ -45,6 +46,19 @@ def test_churn_adds_randomness_and_needs_it_to_be_named() -> None:
     assert torch.equal(run(quiet, 1), run(quiet, 2))
     assert torch.equal(run(churned, 1), run(churned, 1))
     assert not torch.allclose(run(churned, 1), run(churned, 2), atol=0.05)
+
+
+def test_churn_keeps_to_its_noise_levels() -> None:
+    seen: list[float] = []
+
+    def watching(x: Tensor, sigma: float) -> Tensor:
+        seen.append(sigma)
+        return normal_denoise(x, sigma)
+
+    config = SamplerConfig(name="dpmpp-2m-churn", steps=30, s_min=0.5, s_max=5.0)
+    list(sample(watching, torch.zeros(3), config, torch.Generator().manual_seed(0)))
+    for hat, sigma in zip(seen, config.sigmas(), strict=False):
+        assert hat == (pytest.approx(math.sqrt(2.0) * sigma) if 0.5 <= sigma <= 5.0 else sigma)
 
 
 @pytest.mark.parametrize("solver", [heun, dpmpp_2m])
@@ -71,7 +85,7 @@ def test_noise_levels_follow_the_published_schedule() -> None:
     assert sigmas[17] == pytest.approx(middle)
 
 
-@pytest.mark.parametrize("name", ["heun", "heun-churn", "dpmpp-2m"])
+@pytest.mark.parametrize("name", ["heun", "heun-churn", "dpmpp-2m", "dpmpp-2m-churn"])
 def test_evaluations_are_as_announced(name: str) -> None:
     calls = []
 

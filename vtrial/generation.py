@@ -26,7 +26,7 @@ from vtrial.randomness import Purpose, subject_torch_seed
 from vtrial.records import Subject, Support
 from vtrial.runs import Identity
 
-SamplerName = Literal["heun", "heun-churn", "dpmpp-2m"]
+SamplerName = Literal["heun", "heun-churn", "dpmpp-2m", "dpmpp-2m-churn"]
 
 
 @dataclass(frozen=True)

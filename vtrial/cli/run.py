@@ -36,7 +36,8 @@ def generate(
     model: Annotated[str, typer.Option("--model", help="A bundled model's name, or a model folder.")] = "phantom-v1",
     match: MatchOption = None,
     sampler: Annotated[
-        Literal["heun", "heun-churn", "dpmpp-2m"] | None, typer.Option("--sampler", help="Default: the model's own.")
+        Literal["heun", "heun-churn", "dpmpp-2m", "dpmpp-2m-churn"] | None,
+        typer.Option("--sampler", help="Default: the model's own."),
     ] = None,
     steps_global: Annotated[int | None, typer.Option("--steps-global", help="Steps of the first stage.")] = None,
     steps_sr: Annotated[int | None, typer.Option("--steps-sr", help="Steps of the second stage.")] = None,

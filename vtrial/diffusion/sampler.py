@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Annotated, Literal, get_args
 
 import torch
@@ -19,12 +20,12 @@ Denoise = Callable[[Tensor, float], Tensor]
 """D(x; σ): the expected clean x."""
 
 
-SamplerName = Literal["heun", "heun-churn", "dpmpp-2m"]
+SamplerName = Literal["heun", "heun-churn", "dpmpp-2m", "dpmpp-2m-churn"]
 SAMPLERS: tuple[str, ...] = get_args(SamplerName)
 
 
 class SamplerConfig(BaseModel):
-    """How one stage is sampled. Churn acts in "heun-churn" alone (s_* are those of algorithm 2)."""
+    """How one stage is sampled. Churn acts in the samplers named so alone (s_* are those of EDM's algorithm 2)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -53,7 +54,7 @@ class SamplerConfig(BaseModel):
     @property
     def evaluations(self) -> int:
         """Evaluations of the denoiser for one sample."""
-        return self.steps if self.name == "dpmpp-2m" else 2 * self.steps - 1
+        return self.steps if self.name.startswith("dpmpp-2m") else 2 * self.steps - 1
 
 
 def sample(
@@ -61,30 +62,37 @@ def sample(
 ) -> Iterator[Tensor]:
     """Yields x after each step, the last one clean. `noise` is standard normal; `generator` is needed for churn."""
     sigmas = config.sigmas()
-    x = noise * sigmas[0]
-    if config.name == "dpmpp-2m":
-        return dpmpp_2m(denoise, x, sigmas)
-    if config.name == "heun":
-        return heun(denoise, x, sigmas)
-    return heun(denoise, x, sigmas, churn=config, generator=generator)
+    stir = _Churn(config, generator) if config.name.endswith("churn") else None
+    walk = dpmpp_2m if config.name.startswith("dpmpp-2m") else heun
+    return walk(denoise, noise * sigmas[0], sigmas, stir)
 
 
-def heun(
-    denoise: Denoise,
-    x: Tensor,
-    sigmas: list[float],
-    churn: SamplerConfig | None = None,
-    generator: torch.Generator | None = None,
-) -> Iterator[Tensor]:
+@dataclass(frozen=True)
+class _Churn:
+    """EDM algorithm 2, lines 4 to 6: fresh noise before a step, so that what was settled wrongly is settled again."""
+
+    config: SamplerConfig
+    generator: torch.Generator | None
+
+    def __call__(self, x: Tensor, sigma: float) -> tuple[Tensor, float]:
+        """x with more noise, and its level; both as they are outside of s_min to s_max."""
+        config = self.config
+        gamma = min(config.s_churn / config.steps, math.sqrt(2.0) - 1.0)
+        if not config.s_min <= sigma <= config.s_max or gamma == 0.0:
+            return x, sigma
+        hat = sigma * (1.0 + gamma)
+        device = self.generator.device if self.generator else x.device
+        fresh = torch.randn(x.shape, generator=self.generator, device=device).to(x)
+        return torch.add(x, fresh, alpha=config.s_noise * math.sqrt(hat**2 - sigma**2)), hat
+
+
+Churn = Callable[[Tensor, float], tuple[Tensor, float]]
+
+
+def heun(denoise: Denoise, x: Tensor, sigmas: list[float], churn: Churn | None = None) -> Iterator[Tensor]:
     """EDM algorithm 2 along `sigmas` (deterministic without `churn`); a step to 0 is an Euler step."""
-    gamma_max = min(churn.s_churn / (len(sigmas) - 1), math.sqrt(2.0) - 1.0) if churn else 0.0
     for sigma, following in itertools.pairwise(sigmas):
-        if churn and churn.s_min <= sigma <= churn.s_max and gamma_max > 0.0:
-            hat = sigma * (1.0 + gamma_max)
-            fresh = torch.randn(x.shape, generator=generator, device=generator.device if generator else x.device).to(x)
-            x = torch.add(x, fresh, alpha=churn.s_noise * math.sqrt(hat**2 - sigma**2))
-        else:
-            hat = sigma
+        x, hat = churn(x, sigma) if churn else (x, sigma)
         slope = (x - denoise(x, hat)) / hat
         ahead = torch.add(x, slope, alpha=following - hat)
         if following > 0.0:
@@ -94,17 +102,22 @@ def heun(
         yield x
 
 
-def dpmpp_2m(denoise: Denoise, x: Tensor, sigmas: list[float]) -> Iterator[Tensor]:
-    """DPM-Solver++(2M) along `sigmas`: one evaluation a step, second order; a step to 0 gives D itself."""
+def dpmpp_2m(denoise: Denoise, x: Tensor, sigmas: list[float], churn: Churn | None = None) -> Iterator[Tensor]:
+    """DPM-Solver++(2M) along `sigmas`: one evaluation a step, second order; a step to 0 gives D itself.
+
+    With `churn` a step begins with fresh noise, which D before it had not seen. The extrapolation is kept all the same:
+    of normal data, steps of first order would keep 86 % of the SD, these 101 %.
+    """
     before: Tensor | None = None
     h_before = 0.0
     for sigma, following in itertools.pairwise(sigmas):
-        clean = denoise(x, sigma)
+        x, hat = churn(x, sigma) if churn else (x, sigma)
+        clean = denoise(x, hat)
         if following == 0.0:
             x = clean
         else:
-            h = math.log(sigma / following)
+            h = math.log(hat / following)
             target = clean if before is None else torch.lerp(before, clean, 1.0 + h / (2.0 * h_before))
-            x = torch.add(x * (following / sigma), target, alpha=-math.expm1(-h))
+            x = torch.add(x * (following / hat), target, alpha=-math.expm1(-h))
             before, h_before = clean, h
         yield x
