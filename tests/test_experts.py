@@ -60,6 +60,20 @@ def test_the_expert_trains_on_patches_where_they_lie(tmp_path: Path) -> None:
         assert float(place[0, 0, 0, 0]) == pytest.approx(centre, abs=1e-6)
 
 
+def test_the_expert_sees_whole_volumes_at_the_end(tmp_path: Path) -> None:
+    data = StoredVolumes(write_blobs(tmp_path / "data", 2), phases=2)
+    settings = {"phases": 2, "patch_shape": (4, 4, 8), "whole_after": 3}
+    config = tiny("global-detail", data=settings, batch=4, steps=5)
+    assert [make_batch(config, data, step).target.shape[0] for step in range(1, 6)] == [4, 4, 4, 1, 1]
+    last = make_batch(config, data, 4)
+    assert last.target.shape[2:] == last.whole and last.origins == ((0, 0, 0),)
+    state = train(config, data, tmp_path / "run")
+    assert state.step == 5 and state.skipped == 0
+    assert [config.images(step) for step in (2, 3, 5)] == [8, 12, 14]
+    later = tiny("super-resolution", data=settings | {"patch_shape": (16, 16, 32)}, batch=4)
+    assert later.images(5) == 20, "patches to the end"
+
+
 def test_each_expert_works_on_its_side_of_the_handover(runs: dict[str, Path], tmp_path: Path) -> None:
     cascade = load_cascade(export(runs, tmp_path / "model"), dtype=torch.float32)
     assert cascade.detail is not None

@@ -64,11 +64,11 @@ def make_batch(config: TrainingConfig, source: VolumeSource, step: int) -> Batch
 def _global_batch(config: TrainingConfig, source: VolumeSource, step: int) -> Batch:
     rng = _rng(config, step)
     epoch = config.data.epoch(step)
-    drawn = [source.draw_low(rng, epoch) for _ in range(config.batch)]
+    drawn = [source.draw_low(rng, epoch) for _ in range(config.examples(step))]
     stage = config.stage_config(Scaling(), Scaling())
     vector = torch.tensor([stage.vector(who, phase) for _, phase, who in drawn], device=source.device)
     whole: Triple = drawn[0][0].shape[1:]  # type: ignore[assignment]
-    shape = whole if config.stage == "global" else config.data.patch_shape
+    shape = whole if config.sees_whole(step) else config.data.patch_shape
     origins = tuple(_origin(rng, whole, shape, config.network.patch) for _ in drawn)
     parts = [
         low[:, x : x + shape[0], y : y + shape[1], z : z + shape[2]] for (low, _, _), (x, y, z) in zip(drawn, origins)

@@ -51,6 +51,9 @@ class DataConfig(BaseModel):
     phantoms moves on by one; 0: never."""
     patch_shape: tuple[Positive, Positive, Positive] = (64, 64, 64)
     """Voxels of a training patch; the network of stage 1 at high noise sees whole volumes."""
+    whole_after: Positive | None = None
+    """Stage 1's expert: after this step every batch is one whole volume, so that it learns what lies beyond the rims
+    of patches; never when absent."""
     patches_per_volume: Positive = 2
     """Stage 2: patches cut from one volume of a batch."""
     low_noise: Annotated[float, Field(ge=0.0)] = 0.0
@@ -98,6 +101,20 @@ class TrainingConfig(BaseModel):
         if self.batch % (self.microbatch or self.batch):
             raise ValueError("batch must be a multiple of microbatch")
         return self
+
+    def sees_whole(self, step: int) -> bool:
+        """Whether the batch of a step holds whole volumes."""
+        after = self.data.whole_after
+        return self.stage == "global" or (self.stage == "global-detail" and after is not None and step > after)
+
+    def examples(self, step: int) -> int:
+        """Volumes or patches in the batch of a step."""
+        return 1 if self.stage == "global-detail" and self.sees_whole(step) else self.batch
+
+    def images(self, step: int) -> int:
+        """Volumes or patches seen by the end of a step."""
+        patches = min(step, self.data.whole_after or step) if self.stage == "global-detail" else step
+        return patches * self.batch + step - patches
 
     def stage_config(self, scaling: Scaling, low_scaling: Scaling, band_sd: tuple[float, ...] = ()) -> StageConfig:
         """The part that goes with the weights."""

@@ -86,7 +86,7 @@ def _export_stage(
         sha256=sha256,
         parameters=sum(v.numel() for v in content["ema"][str(length)].values()),
         steps=content["step"],
-        images=content["step"] * config.batch,
+        images=config.images(content["step"]),
         seconds=round(content["seconds"], 1),
         ema_length=length,
         loss=_loss_curve(run / METRICS),

@@ -52,11 +52,12 @@ def _step(config: TrainingConfig, state: TrainingState, batch: Batch) -> StepRep
     state.optimizer.set_rates(rate, rate * (config.optimizer.matrix_lr or 0.0) / config.optimizer.lr)
     device = batch.target.device
     generator = torch.Generator(device).manual_seed(config.seed * 1_000_003 + state.step)
-    sigma = config.noise.draw(config.batch, generator)
+    count = config.examples(state.step)
+    sigma = config.noise.draw(count, generator)
     state.optimizer.zero_grad()
     losses, errors = [], []
-    size = config.microbatch or config.batch
-    for start in range(0, config.batch, size):
+    size = min(config.microbatch or count, count)
+    for start in range(0, count, size):
         part = batch.part(start, size)
         clean = state.stage.encode(part.target)
         noise = torch.randn(clean.shape, generator=generator, device=device)
@@ -64,7 +65,7 @@ def _step(config: TrainingConfig, state: TrainingState, batch: Batch) -> StepRep
         loss, error = state.denoiser.loss(
             clean, sigma[start : start + size], noise, part.conditions(state.stage), _DTYPES[config.precision]
         )
-        (loss * (size / config.batch)).backward()  # type: ignore[no-untyped-call]
+        (loss * (size / count)).backward()  # type: ignore[no-untyped-call]
         losses.append(loss.detach())
         errors.append(error)
     loss_value = float(torch.stack(losses).mean())
@@ -99,12 +100,12 @@ def _described(
     step = reports[-1].step
     return {
         "step": step,
-        "images": step * config.batch,
+        "images": config.images(step),
         "loss": sum(r.loss for r in good) / max(len(good), 1),
         "error": sum(errors) / max(len(errors), 1),
         "error_by_sigma": {k: round(sum(v) / len(v), 5) for k, v in sorted(buckets.items())},
         "skipped": state.skipped,
-        "images_per_second": round(len(reports) * config.batch / elapsed, 3),
+        "images_per_second": round(sum(len(r.sigmas) for r in reports) / elapsed, 3),
         "seconds": round(state.seconds, 1),
         "eta_seconds": round((config.steps - step) * elapsed / len(reports)),
     }
