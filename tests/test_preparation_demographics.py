@@ -1,0 +1,240 @@
+"""Whose a study is: tables joined by what they call studies and people, doubts told, nothing guessed."""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.dicoms import PATIENT, ROOT_UID, setting, write_study
+from tests.petcts import FDG, facts, write_case, write_fdg
+from vtrial.imaging.dicom.people import Person
+from vtrial.preparation.sources import find_studies
+from vtrial.preparation.sources.people import person_of, together
+from vtrial.records import InputError
+
+TCIA = "Subject ID,Study UID,Study Date,Modality,File Location,diagnosis,age,sex"
+
+
+def metadata(root: Path, *rows: tuple[str, str, str, str, str]) -> None:
+    """FDG-PET-CT-Lesions' own table: a row for each series, and a last column without a name."""
+    lines = [f"{TCIA},"]
+    for patient, study, diagnosis, age, sex in rows:
+        place = f"./FDG-PET-CT-Lesions/{patient}/{study}"
+        lines += [
+            f"{patient},2.25.1,1/2/2003,{m},{place}/{m}-1,{diagnosis},{age},{sex},{patient}" for m in ("CT", "PT")
+        ]
+    (root / "fdg_metadata.csv").write_text("\n".join(lines))
+
+
+def test_the_table_of_fdg_pet_ct_lesions(tmp_path: Path) -> None:
+    """Two studies of one patient, years apart, each with its own rows; rows about studies that are not there."""
+    later = "07-17-2005-NA-PET-CT Ganzkoerper nativ u. mit KM-95034"
+    write_fdg(tmp_path)
+    write_fdg(tmp_path, study=later, shift=1)
+    write_fdg(tmp_path, patient="PETCT_01140d52d8", study="x", shift=2)
+    metadata(
+        tmp_path,
+        (*FDG, "LYMPHOMA", "060Y", "M"),
+        (FDG[0], later, "NEGATIVE", "062Y", "M"),
+        (FDG[0], "a third one that is not there", "LYMPHOMA", "070Y", "M"),
+        ("PETCT_ffffffffff", "y", "MELANOMA", "044Y", "F"),
+    )
+    found = find_studies(tmp_path)
+    assert [facts(s)[:2] for s in found.studies] == [("M", 60.0), ("M", 62.0), (None, None)]
+    assert [s.facts.get("diagnosis") for s in found.studies] == ["LYMPHOMA", "NEGATIVE", None]
+    assert found.studies[0].person.doubts == ("height_cm is missing", "weight_kg is missing")
+    assert found.studies[2].person.doubts == ("no row of demographics is about this study",)
+    assert found.notes == ("2 rows of demographics are about no study here",)
+
+
+def test_the_table_is_found_beside_the_collection_and_by_cases(tmp_path: Path) -> None:
+    write_fdg(tmp_path / "FDG-PET-CT-Lesions")
+    metadata(tmp_path, (*FDG, "LYMPHOMA", "060Y", "M"))
+    assert facts(find_studies(tmp_path / "FDG-PET-CT-Lesions").studies[0])[:2] == ("M", 60.0)
+    write_case(tmp_path / "nn", f"fdg_{FDG[0].removeprefix('PETCT_')}_{FDG[1]}", shift=1)
+    metadata(tmp_path / "nn", (*FDG, "LYMPHOMA", "061Y", "F"))
+    for place in (tmp_path / "nn", tmp_path / "nn" / "imagesTr"):
+        assert facts(find_studies(place).studies[0])[:2] == ("F", 61.0)
+
+
+def test_a_table_asked_for_goes_before_the_one_beside(tmp_path: Path) -> None:
+    """The data set's own has no heights and weights."""
+    write_fdg(tmp_path / "src")
+    write_fdg(tmp_path / "src", patient="PETCT_01140d52d8", study="x", shift=1)
+    metadata(tmp_path / "src", (*FDG, "LYMPHOMA", "060Y", "M"), ("PETCT_01140d52d8", "x", "NEGATIVE", "044Y", "F"))
+    row: dict[str, object] = {"PatientID": FDG[0], "age": 60.4, "PatientSize": 1.8, "PatientWeight": 80}
+    one, two = find_studies(tmp_path / "src", people(tmp_path / "p.csv", [row])).studies
+    assert facts(one) == ("M", 60.4, 180.0, 80.0) and one.person.doubts == ()
+    assert facts(two) == ("F", 44.0, None, None)
+    assert [s.facts["diagnosis"] for s in (one, two)] == ["LYMPHOMA", "NEGATIVE"]
+
+
+def people(path: Path, rows: list[dict[str, object]]) -> Path:
+    pd.DataFrame(rows).to_csv(path, index=False)
+    return path
+
+
+BODY: dict[str, object] = {"sex": "F", "age": 40, "height": 170, "weight": 60}
+KEYS: list[Mapping[str, object]] = [
+    {"Study Folder": "VISIT one"},
+    {"study": "Müller/visit one"},
+    {"PatientID": unicodedata.normalize("NFD", "MÜLLER")},
+    {"path": "C:\\data\\src\\Müller\\visit one\\SUV.nii.gz"},
+    {"file": "./Müller/visit one/CTres.nii.gz", "patient": "somebody else's number"},
+]
+
+
+@pytest.mark.parametrize("key", KEYS)
+def test_keys(tmp_path: Path, key: Mapping[str, object]) -> None:
+    write_fdg(tmp_path / "src", patient="Müller", study="visit one")
+    write_fdg(tmp_path / "src", patient="Maier", study="visit two", shift=1)
+    table = people(tmp_path / "p.csv", [{**key, **BODY}])
+    maier, mueller = find_studies(tmp_path / "src", table).studies
+    assert facts(mueller) == ("F", 40.0, 170.0, 60.0)
+    assert facts(maier) == (None,) * 4
+
+
+def test_cases_by_number(tmp_path: Path) -> None:
+    """A key column with gaps, which pandas makes floating point."""
+    for i, name in enumerate(("7", "12")):
+        write_case(tmp_path / "src", name, shift=i)
+    pd.DataFrame({"case": [12.0, np.nan, 7.0], "sex": ["M", "F", "F"]}).to_parquet(tmp_path / "p.parquet")
+    found = find_studies(tmp_path / "src", tmp_path / "p.parquet")
+    assert {s.origin.path: s.person.sex for s in found.studies} == {"imagesTr/12": "M", "imagesTr/7": "F"}
+
+
+def test_a_folder_that_could_be_two_is_no_key(tmp_path: Path) -> None:
+    """Patients 1 and 2 with studies 1 and 2: a row about patient 2 is not about the second study of patient 1."""
+    for i, (patient, study) in enumerate((("1", "1"), ("1", "2"), ("2", "1"))):
+        write_fdg(tmp_path / "src", patient=patient, study=study, shift=i)
+    table = people(tmp_path / "p.csv", [{"subject_id": 2, "sex": "F"}, {"subject_id": "1/2", "sex": "M"}])
+    found = {s.origin.path: s.person.sex for s in find_studies(tmp_path / "src", table).studies}
+    assert found == {"1/1": None, "1/2": "M", "2/1": "F"}
+    table = people(tmp_path / "p.csv", [{"study": "1", "sex": "F"}])
+    with pytest.raises(InputError, match="none of its 1 rows is about a study"):
+        find_studies(tmp_path / "src", table)
+
+
+def test_rows_about_one_patient_that_differ(tmp_path: Path) -> None:
+    write_fdg(tmp_path / "src")
+    rows = [{"patient": FDG[0], "sex": "F", "age": age, "height": 170, "weight": 60} for age in (40, 42)]
+    (study,) = find_studies(tmp_path / "src", people(tmp_path / "p.csv", rows)).studies
+    assert facts(study) == ("F", None, 170.0, 60.0)
+    assert study.person.doubts == ("age_years differs between the rows of the table: unknown",)
+
+
+def test_a_tables_person_joins_studies(tmp_path: Path) -> None:
+    """Cases whose names hide that they are of one person."""
+    for i, case in enumerate(("a", "b", "c")):
+        write_case(tmp_path / "src", case, shift=i)
+    rows = [{"case": case, "PatientID": who, "sex": "F"} for case, who in (("a", "P1"), ("b", "P2"), ("c", "P1"))]
+    a, b, c = (s.patient for s in find_studies(tmp_path / "src", people(tmp_path / "p.csv", rows)).studies)
+    assert a == c != b
+
+
+def test_a_tracer_in_the_table(tmp_path: Path) -> None:
+    write_case(tmp_path / "src", "a")
+    write_case(tmp_path / "src", "b", shift=1)
+    rows = [{"case": "a", "sex": "F", "tracer": "[18F]FDG"}, {"case": "b", "sex": "M", "tracer": "18F-PSMA"}]
+    table = people(tmp_path / "p.csv", rows)
+    found = find_studies(tmp_path / "src", table)
+    assert [s.origin.path for s in found.studies] == ["imagesTr/a"]
+    assert "not FDG" in found.left_out[0].reasons[0]
+    assert len(find_studies(tmp_path / "src", table, tracer="any").studies) == 2
+
+
+ABSURD: list[tuple[dict[str, object], str]] = [
+    ({"age": 400}, "age_years is outside 0 to 120 years: unknown"),
+    ({"age": "19510203"}, "age_years is outside 0 to 120 years: unknown"),
+    ({"age": "Quorzelda"}, "age_years is not a number: unknown"),
+    ({"age": "inf"}, "age_years is not a number: unknown"),
+    ({"height": 1.7}, "height_cm is outside 40 to 250 cm; it looks like metres: name the column height_m: unknown"),
+    ({"weight": -60}, "weight_kg is outside 2 to 350 kg: unknown"),
+    ({"weight": ""}, "weight_kg is missing"),
+    ({"sex": "diverse"}, "sex is not F or M: unknown"),
+    ({"height": 60, "weight": 170}, "height and weight give a body mass index outside 8 to 100: both unknown"),
+]
+
+
+@pytest.mark.parametrize(("cells", "doubt"), ABSURD)
+def test_absurd_values_are_missing_with_the_reason(tmp_path: Path, cells: dict[str, object], doubt: str) -> None:
+    write_fdg(tmp_path / "src")
+    (study,) = find_studies(tmp_path / "src", people(tmp_path / "p.csv", [{"patient": FDG[0]} | BODY | cells])).studies
+    assert study.person.doubts == (doubt,)
+    names = {"sex": 0, "age": 1, "height": 2, "weight": 3}
+    gone = {names[name] for name in cells}
+    assert [value is None for value in facts(study)] == [i in gone for i in range(4)]
+
+
+@pytest.mark.parametrize(
+    ("told", "kept"),
+    [("Lymphoma", True), ("C34.1", True), ("seen 20190704", False), ("Mr. X. " * 9, False), ("", False)],
+)
+def test_a_diagnosis_is_a_code_or_a_word(tmp_path: Path, told: str, kept: bool) -> None:
+    write_fdg(tmp_path / "src")
+    row = {"patient": FDG[0], "sex": "F", "Diagnosis": told}
+    (study,) = find_studies(tmp_path / "src", people(tmp_path / "p.csv", [row])).studies
+    assert study.facts == ({"diagnosis": told} if kept else {})
+
+
+def test_a_german_table(tmp_path: Path) -> None:
+    write_fdg(tmp_path / "src", patient="Müller", study="x")
+    text = "# Export\nPatientID;PatientSex;PatientAge;PatientSize;PatientWeight;\nMüller;F;031Y;1.65;70\n\n"
+    (tmp_path / "p.csv").write_bytes(text.encode("latin-1"))
+    assert facts(find_studies(tmp_path / "src", tmp_path / "p.csv").studies[0]) == ("F", 31.0, 165.0, 70.0)
+
+
+TABLES = [
+    (b"a,b\n1,2\n", "no table of demographics: it needs a column that says whom"),
+    (b"sex,age\nF,40\n", "no table of demographics"),
+    (b"patient,sex\nnobody,F\n", "none of its 1 rows is about a study"),
+    (b"patient,sex\n", "the table is empty"),
+    (b"\x89PNG\0\0", "not a text file"),
+    (None, "cannot be read"),
+]
+
+
+@pytest.mark.parametrize(("data", "told"), TABLES)
+def test_tables_that_cannot_be_joined(tmp_path: Path, data: bytes | None, told: str) -> None:
+    write_fdg(tmp_path / "src")
+    if data is not None:
+        (tmp_path / "p.csv").write_bytes(data)
+    with pytest.raises(InputError, match=told):
+        find_studies(tmp_path / "src", tmp_path / "p.csv")
+
+
+def test_a_table_fills_and_mends_what_headers_tell(tmp_path: Path) -> None:
+    bare = setting(PatientSize=None, PatientAge=None, PatientBirthDate="")
+    write_study(tmp_path / "src" / "1", pet=bare, ct=bare)
+    write_study(tmp_path / "src" / "2", study=2)
+    rows = [
+        {"StudyInstanceUID": f"{ROOT_UID}.1", "sex": "F", "age": 61, "height_cm": 171, "weight": 71},
+        {"StudyInstanceUID": f"{ROOT_UID}.2", "sex": "M", "age": 61, "height_cm": None, "weight": None},
+    ]
+    one, two = find_studies(tmp_path / "src", people(tmp_path / "p.csv", rows)).studies
+    assert facts(one) == ("F", 61.0, 171.0, 71.0) and one.person.doubts == ()
+    assert facts(two) == (None, 61.0, 165.0, 70.0)
+    assert two.person.doubts == (
+        "sex differs between the sources of demographics: unknown",
+        "age_years differs by more than 2 between the sources of demographics: the first was taken",
+    )
+    table = people(tmp_path / "p.csv", [{"PatientID": PATIENT, "diagnosis": "LYMPHOMA", "sex": "F"}])
+    assert [s.facts["diagnosis"] for s in find_studies(tmp_path / "src", table).studies] == ["LYMPHOMA"] * 2
+
+
+def test_two_sources_that_cannot_both_be() -> None:
+    table, header = Person(None, None, 70.0, None, ("weight_kg is missing",)), Person("F", 50.0, None, 165.0, ())
+    merged = together(table, header)
+    assert (merged.sex, merged.age_years, merged.height_cm, merged.weight_kg) == ("F", 50.0, None, None)
+    assert merged.doubts == ("height and weight give a body mass index outside 8 to 100: both unknown",)
+    assert person_of([]).doubts == (
+        "sex is missing",
+        "age_years is missing",
+        "height_cm is missing",
+        "weight_kg is missing",
+    )

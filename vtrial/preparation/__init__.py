@@ -1,0 +1,1 @@
+"""Real PET/CT made into a training set: `sources` finds the studies, `autopet.py` writes such a collection."""

@@ -1,0 +1,151 @@
+"""Prepared studies as a training set: the table with its splits, what is said of the whole, and what was left out.
+
+The layout is that of `vtrial.training.data.StoredVolumes`: subjects.parquet, ct/<id>.npy, suv/<id>.npy.
+"""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pandas as pd
+
+from vtrial.imaging.dicom.people import Person
+from vtrial.preparation.extent import fit_extents
+from vtrial.preparation.sources.study import LeftOut, Study
+from vtrial.preparation.split import SHARES, SPLITS, Member, Split, assign_splits
+from vtrial.records import InputError, Subject, Support
+from vtrial.storage import Folder
+
+TABLE, LEFT_OUT = "subjects", "left_out.csv"
+_NEEDED = ("sex", "age_years", "height_cm", "weight_kg")
+
+
+@dataclass(frozen=True, eq=False)
+class Prepared:
+    """A study whose arrays are on the disk, and the row that came with them (`volume.save_volume`)."""
+
+    study: Study
+    row: Mapping[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingSet:
+    """What was written: the tables, and `facts` for the manifest (support, extent, splits, flags, left_out)."""
+
+    table: pd.DataFrame
+    left_out: pd.DataFrame
+    facts: dict[str, Any]
+
+
+def person_problems(person: Person) -> tuple[str, ...]:
+    """Why a person cannot condition a model: what is not known of them, with the doubts that say why. To be asked
+    before voxels are read."""
+    missing = [name for name in _NEEDED if getattr(person, name) is None]
+    if not missing:
+        return ()
+    return (f"unknown: {', '.join(missing)}; give them in a table of demographics", *person.doubts)
+
+
+def finish_training_set(
+    folder: Folder,
+    prepared: Sequence[Prepared],
+    left_out: Iterable[LeftOut],
+    *,
+    seed: int,
+    shares: Mapping[Split, float] = SHARES,
+) -> TrainingSet:
+    """Write subjects.parquet and .csv with a `split` column, and left_out.csv; each whole or not at all.
+
+    Splits that an earlier subjects.parquet in the folder has are kept, by the studies' fingerprints. The support of the
+    demographics and the fit of extents on heights are those of the training split, the latter without partial fields of
+    view. InputError, after left_out.csv is written, where no study is left. The caller adds `facts` to the manifest.
+    """
+    reasons = {left.subject_id: left.reasons for left in left_out}
+    for each in prepared:
+        if problems := person_problems(each.study.person):
+            reasons[each.study.subject_id] = problems
+    kept = [each for each in prepared if each.study.subject_id not in reasons]
+    rows = [{"subject_id": name, "reasons": "; ".join(why)} for name, why in sorted(reasons.items())]
+    not_taken = pd.DataFrame(rows, columns=["subject_id", "reasons"])
+    folder.write(LEFT_OUT, not_taken.to_csv(index=False).encode())
+    if not kept:
+        raise InputError(
+            f"{folder.location}: none of {len(reasons)} studies can be trained on; {LEFT_OUT} there says why"
+        )
+    members = [Member(p.study.fingerprint, p.study.patient, _body(p.study).sex) for p in kept]
+    splits = assign_splits(members, seed, shares, _known_splits(folder))
+    table = _table(kept, splits)
+    folder.write(f"{TABLE}.csv", table.to_csv(index=False).encode())
+    buffer = io.BytesIO()
+    table.to_parquet(buffer, index=False)
+    folder.write(f"{TABLE}.parquet", buffer.getvalue())
+    return TrainingSet(table, not_taken, _facts(kept, table, len(reasons)))
+
+
+def _known_splits(folder: Folder) -> dict[str, Split]:
+    if folder.size(f"{TABLE}.parquet") is None:
+        return {}
+    table = pd.read_parquet(io.BytesIO(folder.read(f"{TABLE}.parquet")))
+    return dict(zip(table["fingerprint"], table["split"], strict=True)) if "fingerprint" in table else {}
+
+
+def _body(study: Study) -> Subject:
+    """The person of a study whose demographics are known, as a body."""
+    person = study.person
+    assert person.sex and person.age_years is not None and person.height_cm and person.weight_kg
+    return Subject(study.subject_id, 0, 0, person.sex, person.age_years, person.height_cm, person.weight_kg)
+
+
+def _table(kept: Sequence[Prepared], splits: Mapping[str, Split]) -> pd.DataFrame:
+    """One row for each study. `person` is the first study of the same person, not what the source calls them."""
+    first: dict[str, str] = {}
+    rows = []
+    for each in sorted(kept, key=lambda p: p.study.subject_id):
+        study, body = each.study, _body(each.study)
+        notes = [*study.notes, *study.person.doubts, *filter(None, [each.row.get("notes", "")])]
+        rows.append(
+            {
+                "subject_id": study.subject_id,
+                "person": first.setdefault(study.patient, study.subject_id),
+                "split": splits[study.fingerprint],
+                "sex": body.sex,
+                "age_years": body.age_years,
+                "height_cm": body.height_cm,
+                "weight_kg": body.weight_kg,
+                "bmi": body.bmi,
+                **each.row,
+                "notes": "; ".join(notes),
+                "fingerprint": study.fingerprint,
+            }
+        )
+        rows[-1] |= {name: fact for name, fact in study.facts.items() if name not in rows[-1]}
+    table = pd.DataFrame(rows)
+    for name in table.columns:  # a source's column may hold words in one row and numbers in another
+        if table[name].dtype == object and table[name].map(type).nunique() > 1:
+            table[name] = table[name].map(lambda value: value if value is None or value != value else str(value))
+    return table
+
+
+def _facts(kept: Sequence[Prepared], table: pd.DataFrame, left_out: int) -> dict[str, Any]:
+    """What the manifest says of the whole."""
+    taught = set(table.loc[table["split"] == "train", "subject_id"])
+    bodies = [body for body in (_body(p.study) for p in kept) if body.subject_id in taught]
+    whole = table[(table["split"] == "train") & ~table["partial"].astype(bool)]
+    flags = Counter(name for told in table["flags"] for name in str(told).split(";") if name)
+    facts: dict[str, Any] = {
+        "support": asdict(Support.of(bodies)) if bodies else None,
+        "splits": {split: int((table["split"] == split).sum()) for split in SPLITS},
+        "flags": dict(flags.most_common()),
+        "left_out": left_out,
+    }
+    if len(whole):
+        fitted = fit_extents(list(whole["height_cm"]), list(whole["extent_mm"]))
+        facts["extent"] = fitted.fit.model_dump()
+        facts["extent_people"] = fitted.people
+        facts["extent_median_residual_mm"] = fitted.median_residual_mm
+        facts["extent_slope_is_the_papers"] = fitted.slope_is_the_papers
+    return facts

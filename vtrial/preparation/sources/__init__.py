@@ -1,0 +1,11 @@
+"""Which real PET/CT studies lie under a path, and whose they are, before any voxel is prepared.
+
+`find.py` is the way in. `dicoms.py`, `niftis.py` and `listed.py` each know a form in which collections come,
+`volumes.py` reads NIfTI pairs, `tables.py` and `people.py` join demographics, `content.py` knows duplicates. Subjects
+get new ids; what the source calls them is in `Origin` alone, which nothing shows but the key that a user asks for.
+"""
+
+from vtrial.preparation.sources.find import find_studies
+from vtrial.preparation.sources.study import Collection, LeftOut, Loader, Origin, Study, source_key, write_key
+
+__all__ = ["Collection", "LeftOut", "Loader", "Origin", "Study", "find_studies", "source_key", "write_key"]

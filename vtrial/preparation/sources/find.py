@@ -1,0 +1,163 @@
+"""Which studies lie under a path: the form of the collection recognised, people joined, duplicates left out."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from vtrial.imaging.dicom.studies import LEAST_COVERAGE
+from vtrial.imaging.dicom.suv import Tracer
+from vtrial.preparation.sources.content import fingerprint, twins_of
+from vtrial.preparation.sources.dicoms import dicom_candidates
+from vtrial.preparation.sources.listed import listed_candidates
+from vtrial.preparation.sources.niftis import nifti_candidates
+from vtrial.preparation.sources.people import NOBODY, person_of, together
+from vtrial.preparation.sources.study import Candidate, Collection, Kind, LeftOut, Study
+from vtrial.preparation.sources.tables import (
+    Joined,
+    facts_of,
+    folded,
+    join,
+    other_tracer,
+    read_people,
+    tables_beside,
+    told_columns,
+)
+from vtrial.records import InputError
+
+_FORMS: Mapping[Kind, str] = {"dicom": "DICOM", "pairs": "CTres and SUV files", "nnunet": "nnU-Net cases"}
+
+
+def find_studies(
+    source: str | Path,
+    demographics: str | Path | None = None,
+    *,
+    tracer: Tracer = "fdg",
+    least_coverage: float = LEAST_COVERAGE,
+) -> Collection:
+    """The PET/CT studies of a source: a folder of DICOM, FDG-PET-CT-Lesions or nnU-Net raw, or a table of paths.
+
+    `demographics` is a table to join. Tables in a folder of NIfTI files, or beside it, fill what it leaves open, and
+    headers fill the rest. A study without demographics is a study all the same: its `person` says what is missing.
+    Raises InputError where nothing is found, two forms lie side by side, or `demographics` cannot be read or is about
+    no study here. No file under the source is named in it, as its name may be somebody's.
+    """
+    place = Path(source).expanduser().absolute()
+    kind, candidates, notes = _recognised(place, tracer, least_coverage)
+    joined = _joined(place, kind, candidates, demographics)
+    notes += [f"{j.strangers} rows of demographics are about no study here" for j in joined if j.strangers]
+    if joined:
+        candidates = [_with_people(i, candidate, joined, tracer) for i, candidate in enumerate(candidates)]
+    prints = [fingerprint(candidate.files) if not candidate.reasons else "" for candidate in candidates]
+    twins = twins_of(prints, [candidate.files for candidate in candidates])
+    patients = _patients(candidates, joined, twins)
+    studies, left_out = [], []
+    for i, each in enumerate(candidates):
+        subject_id = _id(i)
+        reasons = each.reasons
+        if i in twins:
+            reasons = (f"a duplicate: its files are those of {_id(twins[i])}",)
+        if reasons or each.load is None:
+            left_out.append(LeftOut(subject_id, reasons, each.origin))
+        else:
+            person = each.person or NOBODY
+            studies.append(
+                Study(subject_id, person, each.facts, each.notes, prints[i], patients[i], each.load, each.origin)
+            )
+    return Collection(kind, tuple(studies), tuple(left_out), tuple(notes))
+
+
+def _id(i: int) -> str:
+    return f"s{i + 1:04d}"
+
+
+def _recognised(place: Path, tracer: Tracer, least_coverage: float) -> tuple[Kind, list[Candidate], list[str]]:
+    """The form of a collection, what it offers in an order that depends on names alone, and notes."""
+    if place.is_file():
+        candidates, notes = listed_candidates(place, least_coverage)
+        return "table", candidates, notes
+    if not place.is_dir():
+        raise InputError(f"{place}: nothing is there; name a folder of PET/CT studies, or a table of their paths")
+    found = nifti_candidates(place, tracer, least_coverage)
+    found["dicom"], others = dicom_candidates(place, tracer, least_coverage)
+    usable = {kind: sum(not c.reasons for c in some) for kind, some in found.items()}
+    forms = [kind for kind, count in usable.items() if count]
+    if len(forms) > 1:
+        told = " and ".join(f"{usable[kind]} studies as {_FORMS[kind]}" for kind in forms)
+        raise InputError(f"{place}: holds {told}; the same people may be in both: name the folder of one of them")
+    everything = sorted((c for some in found.values() for c in some), key=lambda c: c.origin.path)
+    if not everything:
+        raise InputError(
+            f"{place}: no PET/CT is there; name a folder of DICOM, of CTres.nii.gz with SUV.nii.gz, or of "
+            "<case>_0000.nii.gz (CT) with <case>_0001.nii.gz (SUV), or a table of paths"
+        )
+    kind = forms[0] if forms else max(found, key=lambda kind: len(found[kind]))
+    return kind, everything, [f"{count} {what}: passed over" for what, count in others.items() if kind == "dicom"]
+
+
+def _joined(place: Path, kind: Kind, candidates: Sequence[Candidate], demographics: str | Path | None) -> list[Joined]:
+    """The table asked for, then those beside NIfTI files that are about any of them."""
+    tables = tables_beside(place) if kind in ("pairs", "nnunet") else []
+    beside = [joined for table in tables if (joined := join(table, candidates)).rows]
+    return beside if demographics is None else [_asked(Path(demographics).expanduser(), place, candidates), *beside]
+
+
+def _asked(path: Path, place: Path, candidates: Sequence[Candidate]) -> Joined:
+    table = read_people(path)
+    if not told_columns(table):
+        raise InputError(
+            f"{table.path}: no table of demographics: it needs a column that says whom a row is about (File Location, "
+            "study, case, StudyInstanceUID, PatientID, subject_id) and any of sex, age, height, weight; it has the "
+            f"columns {', '.join(table.columns)}"
+        )
+    joined = join(table, candidates)
+    if not joined.rows:
+        raise InputError(
+            f"{table.path}: none of its {len(table.rows)} rows is about a study of {place}; its key must be a study's "
+            "path below there, its folder, case or StudyInstanceUID, or the patient's folder or PatientID"
+        )
+    return joined
+
+
+def _with_people(i: int, candidate: Candidate, joined: Sequence[Joined], tracer: Tracer) -> Candidate:
+    """A candidate with what tables say of it, in their order, before what it says itself."""
+    found = [each.rows[i] for each in joined if i in each.rows]
+    if not found:
+        known = candidate.person or NOBODY
+        doubts = (*known.doubts, "no row of demographics is about this study")
+        return replace(candidate, person=replace(known, doubts=doubts))
+    person = candidate.person
+    for rows in reversed(found):
+        person = person_of(rows) if person is None else together(person_of(rows), person)
+    facts = {key: value for rows in reversed(found) for key, value in facts_of(rows).items()}
+    reasons = candidate.reasons
+    if tracer == "fdg" and any(map(other_tracer, found)):
+        reasons = (*reasons, "its tracer is not FDG by the table: --tracer any takes it")
+    return replace(candidate, person=person, facts={**candidate.facts, **facts}, reasons=reasons)
+
+
+def _patients(candidates: Sequence[Candidate], joined: Sequence[Joined], twins: Mapping[int, int]) -> list[str]:
+    """A name for each candidate's person: one for all that anything says to be of one person.
+
+    Folders, headers and tables may each call people in their own way, and a study may lie there twice under two names.
+    """
+    parent: dict[str, str] = {}
+
+    def root(label: str) -> str:
+        while parent.setdefault(label, label) != label:
+            label = parent[label]
+        return label
+
+    def unite(a: str, b: str) -> None:
+        first, second = sorted((root(a), root(b)))
+        parent[second] = first
+
+    own = [folded(c.origin.patient) or f"\0{i}" for i, c in enumerate(candidates)]
+    for each in joined:
+        for i, called in each.patients.items():
+            unite(own[i], folded(called))
+    for i, j in twins.items():
+        unite(own[i], own[j])
+    return [hashlib.sha256(root(label).encode("utf-8", "surrogateescape")).hexdigest()[:16] for label in own]

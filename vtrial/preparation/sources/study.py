@@ -1,0 +1,121 @@
+"""The nouns: a study that can be prepared, one that was left out, and what a collection holds."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
+
+from vtrial.imaging.dicom.people import Person
+from vtrial.imaging.dicom.series import Volume
+from vtrial.records import InputError
+from vtrial.storage import write_atomic
+
+Kind = Literal["dicom", "pairs", "nnunet", "table"]
+Fact = str | float
+
+
+class Loader(Protocol):
+    """Reads a study. It pickles, so that workers elsewhere can call it."""
+
+    def __call__(self) -> tuple[Volume, Volume]:
+        """CT (x, y, z) in HU, int16, and PET in SUV, float32 g/ml, each on its own grid with axes to the right, front
+        and head; InputError with every reason, none of which names anybody, where they are unfit."""
+
+
+@dataclass(frozen=True, repr=False)
+class Origin:
+    """What the source calls a study: its place there, its person, its UID. It has no `repr`, lest it be printed."""
+
+    path: str
+    patient: str = ""
+    study_uid: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """A PET/CT to prepare, not read yet: `load` does.
+
+    `subject_id` is new (s0001, …) and says nothing about the person. `person` has what is known of sex, age, height and
+    weight, and in its `doubts` why something is not. `facts` are further columns (diagnosis, …). `fingerprint` changes
+    with the files. Studies with one `patient` are of one person and must never part; like `origin` it is not to be
+    written.
+    """
+
+    subject_id: str
+    person: Person
+    facts: Mapping[str, Fact]
+    notes: tuple[str, ...]
+    fingerprint: str
+    patient: str = field(repr=False)
+    load: Loader = field(repr=False)
+    origin: Origin = field(repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class LeftOut:
+    """A study, or files, that cannot be used, and every reason why. It has an id, so that the key can tell which."""
+
+    subject_id: str
+    reasons: tuple[str, ...]
+    origin: Origin = field(repr=False)
+
+
+@dataclass(frozen=True, eq=False)
+class Collection:
+    """What a source holds. `notes` are about the whole: rows of tables that no study has, files of other kinds."""
+
+    kind: Kind
+    studies: tuple[Study, ...]
+    left_out: tuple[LeftOut, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Candidate:
+    """What a form of collection offers: a study if it has a loader, something unusable if it has `reasons`.
+
+    `names` are what a table may call this very study, `origin.patient` what it may call the person ("" if unknown).
+    `person` and `facts` are what comes with the study itself. `files` are all that the loader reads.
+    """
+
+    origin: Origin
+    names: tuple[str, ...] = ()
+    files: tuple[Path, ...] = ()
+    load: Loader | None = None
+    person: Person | None = None
+    facts: Mapping[str, Fact] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    reasons: tuple[str, ...] = ()
+
+
+def source_key(collection: Collection) -> list[dict[str, str]]:
+    """One row for each subject, left-out ones too: which study of the source it is. This identifies people."""
+    entries: list[tuple[Study | LeftOut, str]] = [(study, "") for study in collection.studies]
+    entries += [(left, "; ".join(left.reasons)) for left in collection.left_out]
+    return [
+        {
+            "subject_id": entry.subject_id,
+            "path": entry.origin.path,
+            "patient": entry.origin.patient,
+            "study_uid": entry.origin.study_uid,
+            "left_out": reasons,
+        }
+        for entry, reasons in sorted(entries, key=lambda pair: (len(pair[0].subject_id), pair[0].subject_id))
+    ]
+
+
+def write_key(path: Path, collection: Collection) -> None:
+    """Write `source_key` as CSV that its owner alone can read; InputError if that cannot be."""
+    rows, text = source_key(collection), io.StringIO()
+    writer = csv.DictWriter(text, ["subject_id", "path", "patient", "study_uid", "left_out"])
+    writer.writeheader()
+    writer.writerows(rows)
+    try:
+        write_atomic(path, text.getvalue().encode("utf-8", "backslashreplace"))
+        path.chmod(0o600)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}); name another file for the key") from None
