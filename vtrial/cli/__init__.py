@@ -1,10 +1,10 @@
 """The command line: parse, then one call. Nothing heavy is imported before a command runs.
 
-`run.py` makes cohorts, `trial.py` judges them, `tools.py` is about models and machines; `options.py` has what they
-share.
+`run.py` makes cohorts, `trial.py` judges them, `collection.py` takes real PET/CT in, `tools.py` is about models and
+machines; `options.py` has what they share.
 """
 
-from vtrial.cli import run, tools, trial
+from vtrial.cli import collection, run, tools, trial
 from vtrial.cli.options import app
 
 
@@ -13,4 +13,4 @@ def main() -> None:
     app()
 
 
-__all__ = ["app", "main", "run", "tools", "trial"]
+__all__ = ["app", "collection", "main", "run", "tools", "trial"]

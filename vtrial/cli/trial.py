@@ -73,7 +73,7 @@ def segment(
     with console.guard():
         from vtrial import pipeline
 
-        choice = _choice(segmenter, fast, fastest, weights, force)
+        choice = choice_of(segmenter, fast, fastest, weights, force)
         machines = executor_of(console, executor, workers, threads_per_worker, gpus_per_worker, address)
         with console.progress() as report:
             summary = pipeline.segment(scans, machines, report, choice=choice, out=out)
@@ -160,7 +160,7 @@ def validate(
     with console.guard():
         from vtrial import pipeline
 
-        choice = _choice(segmenter, fast, fastest, weights, force)
+        choice = choice_of(segmenter, fast, fastest, weights, force)
         machines = pipeline.Machines(
             segment=executor_of(console, executor, workers, threads_per_worker, gpus_per_worker, address),
             measure=executor_of(console, executor, workers, threads_per_worker, 0.0, address),
@@ -186,7 +186,8 @@ def references(as_json: JsonOption = False) -> None:
         console.result({"references": found}, "\n\n".join(told))
 
 
-def _choice(segmenter: str | None, fast: bool, fastest: bool, weights: str | None, force: bool) -> Choice:
+def choice_of(segmenter: str | None, fast: bool, fastest: bool, weights: str | None, force: bool) -> Choice:
+    """The segmenter that the options ask for; InputError where they contradict each other."""
     from vtrial.pipeline import Choice
     from vtrial.records import InputError
 

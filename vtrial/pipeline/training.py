@@ -16,6 +16,7 @@ from vtrial.segmentation import SegmenterCard
 from vtrial.training import TrainingConfig, export_model, hardware, read_config
 from vtrial.training import train as fit
 from vtrial.training.checkpoint import CHECKPOINT
+from vtrial.training.data import read_extent
 
 # What a freshly trained stage is sampled with until its card says otherwise; noise levels of decision 011.
 FRESH_SAMPLERS: dict[StageName, SamplerConfig] = {
@@ -79,6 +80,7 @@ def fit_stage(
         description=known.description if known else "",
         data=str(data),
         hardware=hardware(),
+        extent=read_extent(data),
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pandas as pd
@@ -15,6 +15,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from vtrial.diffusion.conditions import PHASE, Demographics
+from vtrial.diffusion.weights import ExtentFit
 from vtrial.geometry import FACTOR
 from vtrial.imaging.codec import encode_ct, encode_suv
 from vtrial.records import InputError, Support
@@ -123,6 +124,7 @@ def write_low(folder: str | Path, subject_id: str, volume: Volume, rng: np.rando
 class StoredVolumes:
     """A training set on disk: subjects.parquet, ct/<id>.npy, suv/<id>.npy and, for stage 1 alone, low/<id>.npz.
 
+    Of a table with a column `split` only those of "train" are taken.
     `phases` subvolumes a subject are cut on first use and kept in memory as float16 (1.2 MB each). Stage 2 draws
     from the subjects that have full volumes.
     """
@@ -150,9 +152,7 @@ class StoredVolumes:
     @property
     def support(self) -> Support:
         """Of the population that phantoms were drawn from, as their manifest tells; else what the table covers."""
-        manifest = self.folder / MANIFEST
-        facts = json.loads(manifest.read_text())["facts"] if manifest.is_file() else {}
-        known = facts.get("support")
+        known = _facts(self.folder).get("support")
         return TypeAdapter(Support).validate_python(known) if known else Support.of(self.demographics)
 
     def _files(self, subject_id: str) -> tuple[Path, Path]:
@@ -208,7 +208,24 @@ def _read_subjects(path: Path) -> pd.DataFrame:
     missing = [c for c in COLUMNS if c not in table.columns]
     if missing or table.empty:
         raise InputError(f"{path}: " + (f"columns missing: {', '.join(missing)}" if missing else "no subjects"))
+    if "split" in table.columns:
+        table = table[table["split"] == "train"]
+        if table.empty:
+            raise InputError(f"{path}: nobody in the split train")
     return table
+
+
+def _facts(folder: Path) -> dict[str, Any]:
+    """What the manifest of a training set says of it; nothing where there is none."""
+    manifest = folder / MANIFEST
+    facts: dict[str, Any] = json.loads(manifest.read_text())["facts"] if manifest.is_file() else {}
+    return facts
+
+
+def read_extent(data: Path) -> ExtentFit | None:
+    """How the field of view goes with height in a training set of real scans; None where that is not told."""
+    known = _facts(data).get("extent") if data.is_dir() else None
+    return None if known is None else ExtentFit.model_validate(known)
 
 
 def patch_pair(volume: Volume, origin: Triple, shape: Triple) -> tuple[Tensor, Tensor, Triple]:

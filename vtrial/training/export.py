@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from vtrial.diffusion.denoiser import StageConfig, StageName
 from vtrial.diffusion.sampler import SamplerConfig
-from vtrial.diffusion.weights import WEIGHT_FILES, ModelCard, StageCard, save_weights, write_card
+from vtrial.diffusion.weights import WEIGHT_FILES, ExtentFit, ModelCard, StageCard, save_weights, write_card
 from vtrial.records import InputError, Support
 from vtrial.training.checkpoint import CHECKPOINT, read_checkpoint, read_support
 from vtrial.training.config import TrainingConfig
@@ -38,10 +38,12 @@ def export_model(
     description: str = "",
     data: str = "",
     hardware: str = "",
+    extent: ExtentFit | None = None,
 ) -> ModelCard:
     """Write `out` with a safetensors file for each stage of `runs` (folders of `train`) and card.json.
 
-    `ema` is the averaging length to take; by default the shortest. InputError for an unreadable run, a run of another
+    `ema` is the averaging length to take; by default the shortest. `extent` is that of the people trained on, by
+    default the paper's. InputError for an unreadable run, a run of another
     stage, a length that was not kept, or weights above 16 MiB a stage.
     """
     folder = Path(out)
@@ -56,7 +58,13 @@ def export_model(
     support = supports[list(runs).index("global")] if "global" in runs else supports[0]
     try:
         card_of_all = ModelCard(
-            name=name, description=description, data=data, hardware=hardware, support=support, stages=stages
+            name=name,
+            description=description,
+            data=data,
+            hardware=hardware,
+            support=support,
+            extent=extent or ExtentFit(),
+            stages=stages,
         )
     except ValidationError as error:
         told = "; ".join(e["msg"] for e in error.errors())

@@ -1,0 +1,65 @@
+"""One study as the work of an executor: read, segment, fit to the grid, write."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from vtrial.execution import Resources, Saved
+from vtrial.imaging.dicom.series import Volume
+from vtrial.imaging.files import nifti_bytes, nifti_from_bytes, spacing_of
+from vtrial.preparation.sources.study import Study
+from vtrial.preparation.volume import TrainingVolume, ct_to_segment, fit_volume, save_volume
+from vtrial.records import InputError
+from vtrial.storage import Folder, open_folder
+
+Segment = Callable[[bytes], bytes]
+"""CT to mask, both as bytes of NIfTI files on one grid."""
+REASONS = "reasons"  # the column of a row that says why a study was left out
+
+
+@dataclass(frozen=True)
+class PrepareWork:
+    """The work on one study. What is wrong with a study is its result, and stops no other."""
+
+    segment: Segment | None
+    folder: Folder
+    allow_partial: bool
+
+    def make(self, study: Study) -> TrainingVolume | tuple[str, ...]:
+        """The training volume of a study, or why there is none; exceptions are the executor's to retry."""
+        try:
+            ct, suv = study.load()
+            labels = None if self.segment is None else self._labels(ct, suv)
+            return fit_volume(ct, suv, labels, allow_partial=self.allow_partial)
+        except InputError as error:
+            return tuple(error.problems)
+
+    def _labels(self, ct: Volume, suv: Volume) -> Volume:
+        assert self.segment is not None
+        upright = ct_to_segment(ct, suv)
+        data, _ = nifti_bytes(upright.voxels, spacing_of(upright.affine))
+        labels, _ = nifti_from_bytes(self.segment(data), "the segmenter's mask")
+        return Volume(labels, upright.affine)
+
+    def save(self, study: Study, product: TrainingVolume | tuple[str, ...]) -> Saved:
+        """Write the volume, whole or not at all; OSError if that cannot be. Only the row, for a study left out."""
+        known = {"fingerprint": study.fingerprint}
+        if isinstance(product, tuple):
+            return Saved({}, known | {REASONS: list(product)})
+        saved = save_volume(self.folder, study.subject_id, product)
+        return Saved(saved.files, known | saved.row)
+
+
+@dataclass(frozen=True)
+class PrepareWorkFactory:
+    """Builds the work in a worker: opens the folder there and loads the segmenter, if there is one."""
+
+    load: Callable[[Resources], Segment] | None
+    location: str
+    allow_partial: bool
+
+    def __call__(self, resources: Resources) -> PrepareWork:
+        """The work with these resources."""
+        segment = None if self.load is None else self.load(resources)
+        return PrepareWork(segment, open_folder(self.location), self.allow_partial)
