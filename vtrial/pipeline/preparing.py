@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 from typing import TypeVar
 
@@ -150,18 +151,17 @@ def _kept_names(found: Collection, run: Run) -> Collection:
     Ids count the studies of a source, so they move when it grows.
     """
     known = {str(entry.row.get("fingerprint")): entry.subject_id for entry in run.latest.values()}
-    taken = {entry.subject_id for entry in run.latest.values()}
-    highest = max([0, *run.latest, *map(_index, found.studies), *map(_index, found.left_out)])
+    everyone: tuple[Study | LeftOut, ...] = (*found.studies, *found.left_out)
+    new = [each for each in everyone if not (isinstance(each, Study) and each.fingerprint in known)]
+    clashing = {each.subject_id for each in new} & set(known.values())
+    taken = {*known.values(), *(each.subject_id for each in new if each.subject_id not in clashing)}
+    free = (name for i in count(1) if (name := f"s{i:04d}") not in taken)
+    fresh = {each.subject_id: next(free) for each in new if each.subject_id in clashing}
 
     def named(each: Entry) -> Entry:
-        nonlocal highest
         if isinstance(each, Study) and each.fingerprint in known:
             return replace(each, subject_id=known[each.fingerprint])
-        if each.subject_id in taken:
-            highest += 1
-            each = replace(each, subject_id=f"s{highest:04d}")
-        taken.add(each.subject_id)
-        return each
+        return replace(each, subject_id=fresh.get(each.subject_id, each.subject_id))
 
     return replace(found, studies=tuple(map(named, found.studies)), left_out=tuple(map(named, found.left_out)))
 
