@@ -162,6 +162,14 @@ def test_stored_subvolumes_will_do(here: Path) -> None:  # noqa: F811
     assert tuple(low.shape) == (2, 4, 4, 4) and np.allclose(low, whole, atol=1e-3)
 
 
+def test_only_what_training_sees_can_be_copied(here: Path) -> None:  # noqa: F811
+    folder = training_set("data", seed=3)
+    table = pd.read_parquet(folder / "subjects.parquet")
+    table.assign(split=["test", "validation"] + 10 * ["train"]).to_parquet(folder / "subjects.parquet")
+    found = open_training("data")
+    assert found.ids == tuple(f"T{i}" for i in range(2, 12)) and found.of == 10
+
+
 def test_model_space_at_low_resolution_is_every_fourth_voxel(here: Path) -> None:  # noqa: F811
     folder = training_set("data", seed=3)
     low = originals.open_training("data").low("T7").numpy()

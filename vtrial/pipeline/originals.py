@@ -18,6 +18,7 @@ from vtrial.diffusion.conditions import PHASE
 from vtrial.geometry import FACTOR
 from vtrial.imaging.codec import encode_ct, encode_suv
 from vtrial.records import InputError, PetCt
+from vtrial.training.data import trained_on
 
 Triple = tuple[int, int, int]
 TRIED = 3  # volumes that are opened to learn the grid of all
@@ -26,9 +27,10 @@ UNREADABLE = (InputError, OSError, ValueError, KeyError, BadZipFile)
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """A folder as `vtrial phantom --layout training` writes it. `ids` are the subjects whose volumes are there.
+    """A folder as `vtrial prepare` or `vtrial phantom --layout training` writes it.
 
-    `digest` changes with the table of subjects and with every file of a volume; `of` is the length of the table.
+    `ids` are the subjects that training sees and whose volumes are there, `of` counts those that it sees. `digest`
+    changes with the table of subjects and with every file of a volume.
     """
 
     folder: Path
@@ -57,7 +59,7 @@ def open_training(location: str) -> TrainingSet:
     if "subject_id" not in table.columns:
         raise InputError(f"{path}: no column subject_id; it has {', '.join(map(str, table.columns))}")
     files = {kind: _files(folder / kind, ending) for kind, ending in (("ct", "npy"), ("suv", "npy"), ("low", "npz"))}
-    names = [str(name) for name in table["subject_id"]]
+    names = [str(name) for name in trained_on(table)["subject_id"]]
     ids = tuple(name for name in names if (name in files["ct"] and name in files["suv"]) or name in files["low"])
     if len(ids) < 2:
         raise InputError(f"--train {location}: volumes of {len(ids)} subjects in ct/ and suv/; it needs two or more")

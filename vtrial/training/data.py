@@ -208,11 +208,15 @@ def _read_subjects(path: Path) -> pd.DataFrame:
     missing = [c for c in COLUMNS if c not in table.columns]
     if missing or table.empty:
         raise InputError(f"{path}: " + (f"columns missing: {', '.join(missing)}" if missing else "no subjects"))
-    if "split" in table.columns:
-        table = table[table["split"] == "train"]
-        if table.empty:
-            raise InputError(f"{path}: nobody in the split train")
+    table = trained_on(table)
+    if table.empty:
+        raise InputError(f"{path}: nobody in the split train")
     return table
+
+
+def trained_on(table: pd.DataFrame) -> pd.DataFrame:
+    """The subjects of a training set that training sees: those in the split "train", or all where nothing is split."""
+    return table[table["split"] == "train"] if "split" in table.columns else table
 
 
 def _facts(folder: Path) -> dict[str, Any]:
