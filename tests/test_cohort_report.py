@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -28,7 +29,7 @@ def oncology() -> StrataSpec:
 
 
 def shown(report: object) -> str:
-    console = Console(width=80, record=True, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115, PTH123
+    console = Console(width=80, record=True, quiet=False, file=io.StringIO())
     console.print(report)
     return console.export_text()
 

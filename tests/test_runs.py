@@ -134,6 +134,6 @@ def test_one_driver_at_a_time_and_no_stale_lock(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=str(holder.pid)), open_folder(tmp_path).lock():
         pass
     holder.send_signal(signal.SIGKILL)
-    holder.wait()
+    holder.communicate()
     with open_folder(tmp_path).lock():
         pass

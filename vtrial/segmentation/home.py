@@ -14,6 +14,7 @@ import shutil
 import tempfile
 import time
 import uuid
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -109,4 +110,6 @@ def make_home(session: str, weights: Path, threads: int) -> Home:
         "statistics_disclaimer_shown": True,
     }
     (folder / "config.json").write_text(json.dumps(config))
-    return Home(folder, weights, threads, lock)
+    home = Home(folder, weights, threads, lock)
+    weakref.finalize(home, lock.close)
+    return home
