@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import numpy as np
@@ -15,6 +16,7 @@ import pandas as pd
 import torch
 from numpy.typing import NDArray
 
+from vtrial.execution import cpu_count
 from vtrial.geometry import FACTOR
 from vtrial.pipeline.originals import TRIED, UNREADABLE, TrainingSet, Triple, low_of, shape_of
 from vtrial.pipeline.parts import Parts, Steps
@@ -26,6 +28,7 @@ from vtrial.validation.nearest import copies, nearest_distances
 
 Volumes = NDArray[np.float32]
 MEMORY = 2**30  # bytes of all low-resolution volumes together; larger sets are averaged over larger blocks
+READERS = 4  # scans unpacked at once, of 120 MB each
 FEWEST = 10  # held-out volumes; of fewer the training set itself tells more
 _SAME = 0.25  # of the usual distance within the training set: nearer is no other person
 
@@ -112,9 +115,9 @@ def _read(
     names: Sequence[str], low: Callable[[str], torch.Tensor], shape: Triple, block: int, parts: Parts
 ) -> tuple[Volumes, list[str]]:
     """Coarse volumes (subjects, values) in model space of those that can be read, and who they are."""
-    volumes = np.empty((len(names), 2 * math.prod(n // block for n in shape)), dtype=np.float32)
-    kept: list[str] = []
-    for name in names:
+
+    def coarse(name: str) -> Volumes | str:
+        """The volume, or why it cannot be had."""
         try:
             voxels = low(name)
             if shape_of(voxels) != shape:
@@ -122,11 +125,20 @@ def _read(
             if not bool(torch.isfinite(voxels).all()):
                 raise ValueError("voxels are not finite")
         except UNREADABLE as error:
-            parts.ended(name, str(error))
-            continue
-        volumes[len(kept)] = torch.nn.functional.avg_pool3d(voxels[None], block).flatten().numpy()
-        kept.append(name)
-        parts.ended(name)
+            return str(error)
+        pooled: Volumes = torch.nn.functional.avg_pool3d(voxels[None], block).flatten().numpy()
+        return pooled
+
+    volumes = np.empty((len(names), 2 * math.prod(n // block for n in shape)), dtype=np.float32)
+    kept: list[str] = []
+    with ThreadPoolExecutor(min(READERS, cpu_count())) as pool:  # most of the time is spent unpacking
+        for name, found in zip(names, pool.map(coarse, names), strict=True):
+            if isinstance(found, str):
+                parts.ended(name, found)
+                continue
+            volumes[len(kept)] = found
+            kept.append(name)
+            parts.ended(name)
     return volumes[: len(kept)], kept
 
 
