@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from pydicom.dataset import Dataset
 
-from vtrial.imaging.dicom.series import Volume
+from tests import dicoms
+from tests.petcts import FDG, save
+from vtrial.imaging.volume import Volume
 from vtrial.organs import ORGAN_IDS
 
 Points = NDArray[np.float64]
@@ -147,3 +152,54 @@ def scan(
     pet_affine = affine_around(pet_shape, turn @ np.diag([5.0, 5.0, 4.0]), (0.0, 0.0, middle))
     suv = patient.suv(points_of(pet_shape, pet_affine))
     return Volume(ct, affine), Volume(suv, pet_affine), Volume(labels, affine)
+
+
+PEOPLE = (("F", 160.0, 60.0), ("M", 180.0, 85.0), ("F", 170.0, 75.0))
+
+
+def write_study(root: Path, i: int, volumes: Sequence[Volume]) -> Path:
+    """CT and PET as FDG-PET-CT-Lesions has them, of the patient with that number; gives the folder."""
+    folder = root / f"PETCT_{i:010x}" / FDG[1]
+    for name, volume in zip(("CTres", "SUV"), volumes):
+        save(folder / f"{name}.nii.gz", volume.voxels, volume.affine)
+    return folder
+
+
+def write_collection(root: Path) -> Path:
+    """Three patients of different uptake, and the table of who they are."""
+    ct, suv, _ = scan()
+    lines = ["study,sex,age_years,height_cm,weight_kg"]
+    for i, (sex, height, weight) in enumerate(PEOPLE):
+        folder = write_study(root, i, (ct, Volume(suv.voxels * np.float32(1.0 + i / 50.0), suv.affine)))
+        lines.append(f"{folder.relative_to(root).as_posix()},{sex},{50 + i},{height},{weight}")
+    (root / "demographics.csv").write_text("\n".join(lines) + "\n")
+    return root
+
+
+DICOM_GRID = dicoms.Grid(60, 40, 84, spacing=(8.0, 8.0), origin=(-236.0, -156.0, -415.0), step=(0.0, 0.0, 10.0))
+
+
+def painted(then: dicoms.Edit | None = None, patient: Patient = Patient()) -> dicoms.Edit:
+    """An edit that draws the patient into an image where its header says that it lies; `then` comes after."""
+
+    def edit(dataset: Dataset, k: int) -> None:
+        row, column = np.meshgrid(np.arange(dataset.Rows), np.arange(dataset.Columns), indexing="ij")
+        along = np.array(dataset.ImageOrientationPatient, dtype=float)
+        down, across = map(float, dataset.PixelSpacing)
+        lps = np.array(dataset.ImagePositionPatient, dtype=float)
+        lps = lps + column[..., None] * across * along[:3] + row[..., None] * down * along[3:]
+        at = lps * np.array([-1.0, -1.0, 1.0])
+        values = patient.suv(at) / dicoms.FACTOR if dataset.Modality == "PT" else patient.ct(at).astype(float)
+        stored = (values - float(dataset.RescaleIntercept)) / float(dataset.RescaleSlope)
+        dataset.PixelData = np.rint(stored).astype("<i2").tobytes()
+        if then is not None:
+            then(dataset, k)
+
+    return edit
+
+
+def write_patient(root: Path, study: int, *, ct: dicoms.Edit | None = None, pet: dicoms.Edit | None = None) -> Path:
+    """The patient as a DICOM study, CT and PET in folders of their own; edits come after the drawing."""
+    dicoms.write_series(root / "ct", "CT", grid=DICOM_GRID, study=study, edit=painted(ct))
+    dicoms.write_series(root / "pet", "PT", grid=DICOM_GRID, study=study, edit=painted(pet))
+    return root

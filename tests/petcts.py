@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from vtrial.imaging.dicom.series import Volume
+from vtrial.imaging.volume import Volume
 from vtrial.preparation.sources import Collection, Study
+from vtrial.preparation.volume import check_pair
 from vtrial.records import InputError
 
 SHAPE = (12, 14, 16)
@@ -76,11 +77,11 @@ def only(collection: Collection) -> Study:
 
 
 def refusal(collection: Collection) -> str:
-    """Why the only study is refused, by its looks or when it is read."""
+    """Why the only study is refused, by its looks, when it is read, or as a pair."""
     if collection.left_out:
         return "; ".join(reason for left in collection.left_out for reason in left.reasons)
     with pytest.raises(InputError) as caught:
-        only(collection).load()
+        check_pair(*only(collection).load())
     return str(caught.value)
 
 

@@ -33,6 +33,7 @@ from tests.dicoms import (
     write_series,
     write_study,
 )
+from vtrial.imaging.dicom.series import Series
 from vtrial.imaging.dicom.studies import DicomCollection, DicomStudy, find_studies, read_study, read_suv
 from vtrial.records import InputError
 
@@ -42,6 +43,10 @@ def one(root: Path, **options: Any) -> DicomStudy:
     assert not found.left_out, found.left_out
     (study,) = found.studies
     return study
+
+
+def folder_of(series: Series) -> str:
+    return series.images[0].path.parent.name
 
 
 def reasons(root: Path, **options: Any) -> str:
@@ -89,10 +94,10 @@ def test_of_two_pets_the_corrected_one(tmp_path: Path) -> None:
     write_study(tmp_path)
     write_series(tmp_path / "a-nac", "PT", series=7, edit=setting(CorrectedImage=["DECY"]))
     study = one(tmp_path)
-    assert study.pet.where == "pet, PET series of 12 images"
+    assert folder_of(study.pet) == "pet"
     assert study.notes == (
-        "pet, PET series of 12 images: taken of 2 PET series, attenuation corrected",
-        "a-nac, PET series of 12 images: passed over, not attenuation corrected",
+        "the PET series 2 of 12 images: taken of 2 PET series, attenuation corrected",
+        "the PET series 1 of 12 images: passed over, not attenuation corrected",
     )
 
 
@@ -109,14 +114,14 @@ def test_of_two_corrected_pets_by_the_rules(tmp_path: Path, other: Edit, better:
     write_study(tmp_path)
     write_series(tmp_path / "a", "PT", series=7, edit=other)
     study = one(tmp_path)
-    assert study.pet.where.startswith("a," if better else "pet,")
+    assert folder_of(study.pet) == ("a" if better else "pet")
     assert any("passed over" in note for note in study.notes)
 
 
 def test_the_longer_pet_is_taken(tmp_path: Path) -> None:
     write_study(tmp_path)
     write_series(tmp_path / "long", "PT", series=9, grid=Grid(count=16, origin=(-27.0, -17.0, -28.0)))
-    assert one(tmp_path).pet.where.startswith("long")
+    assert folder_of(one(tmp_path).pet) == "long"
 
 
 def test_the_ct_that_covers_then_the_wide_one(tmp_path: Path) -> None:
@@ -125,8 +130,8 @@ def test_the_ct_that_covers_then_the_wide_one(tmp_path: Path) -> None:
     write_series(tmp_path / "a-narrow", "CT", series=8, grid=narrow)
     write_series(tmp_path / "b-short", "CT", series=9, grid=replace(CT_GRID, count=14))
     study = one(tmp_path)
-    assert study.ct.where.startswith("ct,")
-    assert "a-narrow, CT series of 24 images: passed over, another CT" in study.notes
+    assert folder_of(study.ct) == "ct"
+    assert "the CT series 1 of 24 images: passed over, another CT" in study.notes
 
 
 @pytest.mark.parametrize("reformatted", ["DERIVED", "coronal"])
@@ -137,14 +142,14 @@ def test_reformatted_cts_are_passed_over(tmp_path: Path, reformatted: str) -> No
     is_coronal = reformatted == "coronal"
     edit = setting(ImageType=["ORIGINAL" if is_coronal else "DERIVED", "PRIMARY"])
     write_series(tmp_path / "a", "CT", series=8, grid=coronal if is_coronal else wide, edit=edit)
-    assert one(tmp_path).ct.where.startswith("ct,")
+    assert folder_of(one(tmp_path).ct) == "ct"
 
 
 def test_a_broken_ct_gives_way_to_a_whole_one(tmp_path: Path) -> None:
     write_study(tmp_path)
     write_series(tmp_path / "a-gap", "CT", series=8, grid=replace(CT_GRID, columns=24), skip=[7])
     study = one(tmp_path)
-    assert study.ct.where.startswith("ct,")
+    assert folder_of(study.ct) == "ct"
     assert any("slices are missing" in note for note in study.notes)
 
 
@@ -185,8 +190,8 @@ def test_halves_of_a_study_are_left_out(tmp_path: Path) -> None:
     write_series(tmp_path / "b", "PT", study=2)
     found = find_studies(tmp_path)
     assert [(left.where, left.reasons) for left in found.left_out] == [
-        ("a", ("a: the study has no PET series",)),
-        ("b", ("b: the study has no CT series",)),
+        ("a", ("the study has no PET series",)),
+        ("b", ("the study has no CT series",)),
     ]
 
 
@@ -330,8 +335,8 @@ def test_a_real_pet_ct(tmp_path: Path, shared_data: Path) -> None:
     (study,) = found.studies
     assert study.conversion.factors == pytest.approx([0.00042111007] * 135, rel=1e-7)
     assert len({image.slope for image in study.pet.images}) == 135
-    assert study.pet.where == "PET_AC, PET series of 135 images"
-    assert any("PET_NAC" in note and "not attenuation corrected" in note for note in study.notes)
+    assert folder_of(study.pet) == "PET_AC"
+    assert "the PET series 2 of 135 images: passed over, not attenuation corrected" in study.notes
     assert study.conversion.uptake_s == pytest.approx(158.783 * 60.0, rel=1e-4)
     assert (study.person.sex, study.person.age_years, study.person.weight_kg) == ("M", 69.0, 91.0)
     assert study.person.height_cm == pytest.approx(188.0)

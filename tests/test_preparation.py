@@ -26,12 +26,12 @@ from tests.patients import (
     rotation,
     scan,
 )
-from vtrial.imaging.dicom.series import Volume
 from vtrial.imaging.dicom.studies import find_studies, read_study
+from vtrial.imaging.volume import Volume
 from vtrial.organs import ORGAN_IDS
 from vtrial.preparation import volume as preparing
 from vtrial.preparation.grid import Grid
-from vtrial.preparation.volume import TrainingVolume, fit_volume, save_volume
+from vtrial.preparation.volume import TrainingVolume, check_pair, fit_volume, save_volume
 from vtrial.records import InputError
 from vtrial.storage import open_folder
 from vtrial.training import StoredVolumes
@@ -171,6 +171,7 @@ def test_what_cannot_be_true_is_refused_with_its_reason() -> None:
 
     def reason(ct: Volume, suv: Volume, labels: Volume) -> str:
         with pytest.raises(InputError) as refusal:
+            check_pair(ct, suv)
             fit_volume(ct, suv, labels)
         return str(refusal.value)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import stat
 import traceback
 from pathlib import Path
@@ -27,9 +29,13 @@ from tests.petcts import (
     write_fdg,
     write_pair,
 )
-from vtrial.preparation.sources import find_studies, source_key, write_key
-from vtrial.preparation.sources.volumes import upright
+from vtrial.execution import LocalExecutor
+from vtrial.imaging.discovery import find_scans
+from vtrial.imaging.volume import Volume, upright
+from vtrial.preparation.sources import NOBODY, Origin, Study, find_studies, source_key, write_key
+from vtrial.preparation.work import PrepareWorkFactory
 from vtrial.records import InputError
+from vtrial.storage import open_folder
 
 
 def test_bad_studies_are_left_out_with_their_reasons_and_the_good_one_stays(tmp_path: Path) -> None:
@@ -92,8 +98,8 @@ BAD = [
     (CT, SUV, np.diag([0.004, 0.005, 0.006, 1.0]), "voxel size"),
     (CT, SUV * 5000.0, AFFINE, "Bq/ml"),
     (CT, SUV * 0.0, AFFINE, "empty"),
-    (CT + 1024.0, SUV, AFFINE, "no Hounsfield units"),
-    (CT, CT, AFFINE, "no SUV"),
+    (CT + 1024.0, SUV, AFFINE, "offset of 1024"),
+    (CT, CT, AFFINE, "SUV is not negative"),
     (CT, np.where(SUV > 3.0, np.nan, SUV), AFFINE, "not finite"),
     (CT[:, :, :4], SUV, AFFINE, "too few"),
     (CT, np.stack([SUV, SUV], axis=-1), AFFINE, "4 axes"),
@@ -213,6 +219,31 @@ def test_nobody_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture, capfd
     for planted in PLANTED:
         assert planted.lower() not in told.replace(str(tmp_path), "").lower(), planted
     assert all(planted in keys for planted in (NAME, "19510203", PATIENT, ROOT_UID))
+
+
+def test_what_goes_wrong_unforeseen_names_nobody(tmp_path: Path) -> None:
+    """Nor does it stop the others, as a disk that cannot be written would."""
+
+    def load() -> tuple[Volume, Volume]:
+        raise PermissionError(errno.EACCES, "Permission denied", f"/data/{NAME}/CT.nii")
+
+    study = Study("s0001", NOBODY, {}, (), "print", "person", load, Origin(NAME))
+    (told,) = LocalExecutor(threads=1).run(PrepareWorkFactory(None, str(tmp_path), True), [study], max_attempts=1)
+    assert told.final and "PermissionError while the study was read" in told.error and NAME not in told.error
+
+
+def test_names_that_are_no_text(tmp_path: Path) -> None:
+    """Latin-1 on a disk of UTF-8, long, and alike but for letters that no file of ours may have."""
+    people = [os.fsdecode(b"M\xfcller-" * 12), os.fsdecode(b"M\xf6ller-" * 12), "Müller", "Möller"]
+    for i, name in enumerate(people):
+        write_fdg(tmp_path / "src", patient=name, shift=i)
+    found = find_studies(tmp_path / "src")
+    assert len(found.studies) == 4 and not found.left_out
+    assert all(in_place(*study.load(), people.index(study.origin.patient)) for study in found.studies)
+    write_key(tmp_path / "key.csv", found)
+    assert len(pd.read_csv(tmp_path / "key.csv")) == 4
+    names = [scan.subject_id for scan in find_scans(open_folder(tmp_path / "src"))]
+    assert len({name.casefold() for name in names}) == 4 and all(name.isascii() and len(name) <= 64 for name in names)
 
 
 def test_the_key_is_for_its_owner_alone(tmp_path: Path) -> None:

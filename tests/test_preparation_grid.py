@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from tests.patients import affine_around, ball, points_of, rotation, scan
-from vtrial.imaging.dicom.series import Volume
+from vtrial.imaging.volume import Volume
 from vtrial.organs import ORGAN_IDS
 from vtrial.preparation.extent import organ_places
 from vtrial.preparation.grid import Grid, sample

@@ -13,7 +13,7 @@ import pytest
 
 from vtrial.geometry import EXTENT_SLICES_PER_M
 from vtrial.imaging.dicom.people import Person
-from vtrial.imaging.dicom.series import Volume
+from vtrial.imaging.volume import Volume
 from vtrial.preparation.dataset import Prepared, finish_training_set, person_problems
 from vtrial.preparation.extent import Place, field_of_view, fit_extents
 from vtrial.preparation.sheet import sheet_scans, sheet_subjects

@@ -75,7 +75,7 @@ def test_dataset_json_says_which_channel_is_the_ct(tmp_path: Path, names: dict[s
 
 def test_swapped_channels_are_seen_in_the_voxels(tmp_path: Path) -> None:
     write_pair(tmp_path / "a_0001.nii.gz", tmp_path / "a_0000.nii.gz")
-    assert "no Hounsfield units" in refusal(find_studies(tmp_path))
+    assert "air is -1000 HU" in refusal(find_studies(tmp_path))
 
 
 def test_other_tracers_are_left_out(tmp_path: Path) -> None:

@@ -4,29 +4,45 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
-from numpy.typing import NDArray
 
-from tests.patients import ENDS, Patient, scan
-from tests.petcts import FDG, save
+from tests.patients import (
+    ENDS,
+    EXTENT_MM,
+    LESION,
+    LESION_HU,
+    LESION_SUV,
+    PEOPLE,
+    TISSUE_HU,
+    TISSUE_SUV,
+    Patient,
+    ball,
+    points_of,
+    scan,
+    write_collection,
+    write_study,
+)
+from tests.petcts import FDG
+from tests.preparer import IN_PLANE_MM, SHAPE
 from vtrial import pipeline
 from vtrial.execution import LocalExecutor, Progress, Resources
 from vtrial.geometry import EXTENT_SLICES_PER_M
-from vtrial.imaging.dicom.series import Volume
-from vtrial.imaging.files import nifti_bytes, nifti_from_bytes, spacing_of
+from vtrial.imaging.files import centred_affine, nifti_bytes, nifti_from_bytes, spacing_of
+from vtrial.imaging.scans import Scan
+from vtrial.imaging.volume import Volume
 from vtrial.organs import ORGAN_IDS
-from vtrial.records import InputError
+from vtrial.preparation.grid import Grid
+from vtrial.records import InputError, PetCt, Subject
 from vtrial.segmentation import SegmenterPlan
 from vtrial.training import StoredVolumes
 from vtrial.training.data import read_extent
 
 LOW_MM = -420.0
-PEOPLE = (("F", 160.0, 60.0), ("M", 180.0, 85.0), ("F", 170.0, 75.0))
 Reports = list[Progress]
 
 
@@ -60,30 +76,28 @@ def bones(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vtrial.pipeline.preparing.segmenter_plan", lambda *unused, **unused_too: plan)
 
 
-def write_study(root: Path, i: int, volumes: Sequence[Volume]) -> Path:
-    folder = root / f"PETCT_{i:010x}" / FDG[1]
-    for name, volume in zip(("CTres", "SUV"), volumes, strict=True):
-        voxels: NDArray[np.generic] = volume.voxels
-        save(folder / f"{name}.nii.gz", voxels, volume.affine)
-    return folder
+@pytest.fixture
+def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("vtrial.preparation.volume.SHAPE", SHAPE)
+    monkeypatch.setattr("vtrial.preparation.volume.IN_PLANE_MM", IN_PLANE_MM)
+
+
+@pytest.fixture(scope="module")
+def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_collection(tmp_path_factory.mktemp("module"))
 
 
 @pytest.fixture
-def source(tmp_path: Path) -> Path:
-    root = tmp_path / "collection"
-    rows = []
-    for i, (sex, height, weight) in enumerate(PEOPLE):
-        ct, suv, _ = scan(Patient(pet_shift=(0.1 * i, 0.0, 0.0)))
-        folder = write_study(root, i, (ct, suv))
-        rows.append(f"{folder.relative_to(root).as_posix()},{sex},{50 + i},{height},{weight}")
-    (root / "demographics.csv").write_text("study,sex,age_years,height_cm,weight_kg\n" + "\n".join(rows) + "\n")
-    return root
+def source(collection: Path, tmp_path: Path) -> Path:
+    """A copy to be changed."""
+    return Path(shutil.copytree(collection, tmp_path / "collection"))
 
 
 def prepare(source: Path, out: Path, **more: object) -> tuple[pipeline.PrepareSummary, Reports]:
     told: Reports = []
     wanted = pipeline.Wanted(str(source), **more)  # type: ignore[arg-type]
-    return pipeline.prepare(wanted, str(out), LocalExecutor(threads=1), told.append), told
+    command = ["vtrial", "prepare", str(source), "--out", str(out), f"--key={wanted.key}", "--fast"]
+    return pipeline.prepare(wanted, str(out), LocalExecutor(threads=1), told.append, command=command), told
 
 
 def stamps(out: Path) -> dict[str, int]:
@@ -104,12 +118,17 @@ def test_a_collection_becomes_a_training_set(source: Path, tmp_path: Path) -> No
     assert volumes.support.height_cm[0] >= 160.0
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["kind"] == "prepare" and "extent" in manifest["facts"] and "no such people" not in manifest["note"]
+    (session,) = manifest["sessions"]
+    assert (session["n"], session["done"], session["failed"], session["workers"]) == (3, 3, 0, 1)
+    assert session["command"] == ["vtrial", "prepare", "SRC", "--out", str(out), "--key=None", "--fast"]
+    assert session["started"] < session["finished"] and "pandas" in session["versions"]
     assert (out / "sheet.png").stat().st_size > 10_000
     for path in out.rglob("*"):
         if path.suffix in (".csv", ".json", ".jsonl"):
             assert "PETCT_" not in path.read_text() and "Ganzkoerper" not in path.read_text()
 
 
+@pytest.mark.usefixtures("coarse")
 def test_it_goes_on_and_grows(source: Path, tmp_path: Path) -> None:
     """Finished volumes stay untouched; a study that sorts first does not take another one's name."""
     out = tmp_path / "data"
@@ -128,10 +147,23 @@ def test_it_goes_on_and_grows(source: Path, tmp_path: Path) -> None:
     (out / "ct" / "s0002.npy").unlink()
     again, _ = prepare(source, out)
     assert again.new == 1 and (out / "ct" / "s0002.npy").exists()
+    manifest, stamp = (out / "manifest.json").read_text(), (out / "subjects.parquet").stat().st_mtime_ns
     idle, told = prepare(source, out)
     assert idle.new == 0 and not told
+    assert (out / "manifest.json").read_text() == manifest and len(json.loads(manifest)["sessions"]) == 3
+    assert (out / "subjects.parquet").stat().st_mtime_ns == stamp
+    demographics = source / "demographics.csv"
+    demographics.write_text(demographics.read_text().replace(",160.0,", ",161.0,"))
+    mended, told = prepare(source, out)
+    assert mended.new == 0 and not told
+    assert 161.0 in pd.read_parquet(out / "subjects.parquet")["height_cm"].tolist()
+    (out / "subjects.csv").unlink()  # as a kill after the last volume leaves it
+    assert prepare(source, out)[0].new == 0 and (out / "subjects.csv").exists()
+    last = json.loads((out / "manifest.json").read_text())["sessions"][-1]
+    assert last["done"] == 0 and last["finished"]
 
 
+@pytest.mark.usefixtures("coarse")
 def test_a_bad_study_stops_no_other(source: Path, tmp_path: Path) -> None:
     ct, suv, _ = scan()
     write_study(source, 7, (ct, Volume(suv.voxels * np.float32(5000.0), suv.affine)))  # Bq/ml
@@ -156,9 +188,46 @@ def test_a_bad_study_stops_no_other(source: Path, tmp_path: Path) -> None:
     assert (grown.done, grown.new) == (4, 1)
     told_of = pd.read_csv(key).set_index("path")["subject_id"]
     assert told_of.is_unique and sorted(grown.left_out) == sorted(told_of.iloc[3:6])
+    assert str(key) not in (out / "manifest.json").read_text()
     assert told_of[f"PETCT_{10:010x}/{FDG[1]}"] in set(pd.read_parquet(out / "subjects.parquet")["subject_id"])
 
 
+class LoadPatient:
+    """In the place of phantoms: the patient that is drawn by formula, on a grid of 4 mm around the origin."""
+
+    def __call__(self, resources: Resources) -> Callable[[Subject], Scan]:
+        shape = (112, 80, 210)
+        at = points_of(shape, centred_affine(shape, (4.0, 4.0, 4.0)))
+        return lambda subject: Scan(PetCt(Patient().ct(at), Patient().suv(at), (4.0, 4.0, 4.0)))
+
+
+def test_a_collection_of_ours_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`phantom --layout autopet`, then `prepare`: demographics exactly, values to what the resampling costs."""
+    monkeypatch.setattr("vtrial.pipeline.making.LoadPhantom", LoadPatient)
+    monkeypatch.setattr("vtrial.preparation.volume.SHAPE", (112, 112, 192))
+    monkeypatch.setattr("vtrial.preparation.volume.IN_PLANE_MM", 4.0)
+    executor, source = LocalExecutor(threads=1), tmp_path / "collection"
+    pipeline.phantom(pipeline.Cohort("oncology", 1, 5), executor, print, out=str(source), layout="autopet")
+    summary, _ = prepare(source, tmp_path / "data")
+    assert (summary.done, summary.left_out, summary.flags, summary.notes) == (1, {}, {}, ())
+    drawn = pd.read_parquet(source / "subjects.parquet").iloc[0]
+    (row,) = pd.read_parquet(tmp_path / "data" / "subjects.parquet").to_dict("records")
+    body = ["sex", "age_years", "height_cm", "weight_kg"]
+    assert [row[name] for name in body] == drawn[body].tolist()
+    assert row["extent_mm"] == pytest.approx(EXTENT_MM, abs=4.0)
+    spacing = (4.0, 4.0, row["spacing_z_mm"])
+    at = points_of((112, 112, 192), Grid((112, 112, 192), spacing, (-224.0, -224.0, -350.0)).affine)
+    ct, suv = (np.load(tmp_path / "data" / row[f"{kind}_path"]).astype(float) for kind in ("ct", "suv"))
+    core, belly = (ball(at, centre, 25.0, 1e-6) == 1.0 for centre in (LESION, (40.0, 0.0, -120.0)))
+    for region, hu, value in ((core, LESION_HU, LESION_SUV), (belly, TISSUE_HU, TISSUE_SUV)):
+        assert (ct[region].mean(), suv[region].mean()) == pytest.approx((hu, value), rel=0.01)
+    around = ball(at, LESION, 60.0, 1e-6) == 1.0
+    assert (suv * at[..., 2])[around].sum() / suv[around].sum() == pytest.approx(
+        (Patient().suv(at) * at[..., 2])[around].sum() / Patient().suv(at)[around].sum(), abs=2.0
+    )
+
+
+@pytest.mark.usefixtures("coarse")
 def test_what_cannot_go_together_is_refused_before_any_work(source: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="allow-partial"):
         prepare(source, tmp_path / "data", choice=pipeline.Choice("none"))

@@ -50,7 +50,7 @@ class Console:
 
     def run_ended(self, summary: RunSummary) -> None:
         """Say how a run ended and where things are; leaves with code 1 if subjects failed."""
-        volumes = summary.location if summary.layout == "training" else f"{summary.location}/scans"
+        volumes = f"{summary.location}/scans" if summary.layout == "scans" else summary.location
         places = {"scans": volumes, "table": f"{summary.location}/subjects.parquet", "preview": summary.preview}
         document = {
             "run": summary.location,

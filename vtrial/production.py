@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import platform
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import Any, Literal
+from typing import Any
 
 from vtrial import geometry
 from vtrial.execution import Attempt, CannotGoOn, Executor, Progress, Report
@@ -108,18 +108,7 @@ def carry_out(plan: Plan, executor: Executor, report: Report) -> RunSummary:
 
 def _work(run: Run, plan: Plan, todo: Sequence[Subject], executor: Executor, report: Report) -> None:
     """One session: work through `todo`, journal every attempt, and leave tables and manifest whole whatever happens."""
-    resources = executor.start()
-    session = Session(
-        command=list(plan.command),
-        started=now(),
-        n=plan.n,
-        executor=executor.name,
-        workers=resources.workers,
-        threads_per_subject=resources.threads,
-        gpus_per_worker=resources.gpus,
-        device=resources.device,
-        versions=_versions(),
-    )
+    session = session_of(executor, plan.command, plan.n)
     run.manifest.sessions.append(session)
     started = time.monotonic()
     try:
@@ -151,27 +140,50 @@ def _drive(run: Run, plan: Plan, attempts: Iterable[Attempt], total: int, sessio
     report(Progress(0, 0, total))
     tables_due = time.monotonic() + TABLES_EVERY_S
     for attempt in attempts:
-        _check_arrived(run.folder, attempt)
-        status: Literal["ok", "attempt", "failed"] = "ok" if attempt.saved else "failed" if attempt.final else "attempt"
-        run.record(
-            JournalEntry(
-                time=now(),
-                status=status,
-                subject_id=attempt.item.subject_id,
-                index=attempt.item.index,
-                attempt=attempt.number,
-                seconds=round(attempt.seconds, 3),
-                error=attempt.error,
-                files=attempt.saved.files if attempt.saved else {},
-                row=attempt.saved.row if attempt.saved else {},
-            )
-        )
-        session.done += status == "ok"
-        session.failed += status == "failed"
+        entry = record_attempt(run, attempt)
+        session.done += entry.status == "ok"
+        session.failed += entry.status == "failed"
         report(Progress(session.done, session.failed, total, attempt))
         if time.monotonic() > tables_due:
             run.write_tables(plan.subjects, plan.flags)
             tables_due = time.monotonic() + TABLES_EVERY_S
+
+
+def session_of(executor: Executor, command: Sequence[str], n: int) -> Session:
+    """A session that begins now with the executor's machines, which it takes; InputError where they lack something."""
+    resources = executor.start()
+    return Session(
+        command=list(command),
+        started=now(),
+        n=n,
+        executor=executor.name,
+        workers=resources.workers,
+        threads_per_subject=resources.threads,
+        gpus_per_worker=resources.gpus,
+        device=resources.device,
+        versions={"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
+    )
+
+
+def record_attempt(run: Run, attempt: Attempt, known: Mapping[str, Any] | None = None) -> JournalEntry:
+    """Put an attempt into the journal once all that it wrote is there; `known` is the row of one that wrote nothing.
+
+    The item has `subject_id` and `index`. CannotGoOn if its files do not arrive, OSError if the journal is not taken.
+    """
+    _check_arrived(run.folder, attempt)
+    entry = JournalEntry(
+        time=now(),
+        status="ok" if attempt.saved else "failed" if attempt.final else "attempt",
+        subject_id=attempt.item.subject_id,
+        index=attempt.item.index,
+        attempt=attempt.number,
+        seconds=round(attempt.seconds, 3),
+        error=attempt.error,
+        files=attempt.saved.files if attempt.saved else {},
+        row=attempt.saved.row if attempt.saved else dict(known or {}),
+    )
+    run.record(entry)
+    return entry
 
 
 def _check_arrived(folder: Folder, attempt: Attempt) -> None:
@@ -218,7 +230,3 @@ def _verifier(run: Run) -> Callable[[JournalEntry], bool]:
         return True
 
     return whole
-
-
-def _versions() -> dict[str, str]:
-    return {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}}

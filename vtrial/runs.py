@@ -20,7 +20,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vtrial.records import InputError, Subject
-from vtrial.storage import Folder
+from vtrial.storage import Folder, write_if_new
 
 T = TypeVar("T")
 MANIFEST, JOURNAL, TABLE = "manifest.json", "journal.jsonl", "subjects"
@@ -180,8 +180,8 @@ class Run:
             self.folder.write("truth.parquet", buffer.getvalue())
 
     def write_manifest(self) -> None:
-        """Put the manifest on the disk."""
-        self.folder.write(MANIFEST, (self.manifest.model_dump_json(indent=2) + "\n").encode())
+        """Put the manifest on the disk, unless it is there as it is."""
+        write_if_new(self.folder, MANIFEST, (self.manifest.model_dump_json(indent=2) + "\n").encode())
 
     def write_tables(self, subjects: Sequence[Subject], flags: Mapping[int, bool]) -> pd.DataFrame:
         """Write and give `subjects.parquet` and `.csv`; `flags` marks the indices outside the model's support."""

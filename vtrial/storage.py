@@ -72,6 +72,14 @@ class Folder(Protocol):
         """A context in which no other driver works here; InputError if one does."""
 
 
+def write_if_new(folder: Folder, name: str, data: bytes) -> bool:
+    """Write a whole file unless it is there with that very content; says whether it was written."""
+    if folder.size(name) == len(data) and folder.read(name) == data:
+        return False
+    folder.write(name, data)
+    return True
+
+
 def open_folder(location: str | Path) -> Folder:
     """The folder at a path (made absolute, as workers may run elsewhere) or URL; InputError for an unknown scheme."""
     text = str(location)

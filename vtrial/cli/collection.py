@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -22,6 +23,8 @@ from vtrial.console import FAILED, Console, failed_lines
 
 if TYPE_CHECKING:
     from vtrial.pipeline import PrepareSummary
+
+SHOWN = 30  # left-out studies on a terminal
 
 
 @app.command()
@@ -67,24 +70,34 @@ def prepare(
         wanted = pipeline.Wanted(source, demographics, tracer, choice, allow_partial, seed, key)
         machines = executor_of(console, executor, workers, threads_per_worker, gpus_per_worker, address)
         with console.progress() as report:
-            summary = pipeline.prepare(wanted, out, machines, report)
-    console.result(vars(summary), _told(summary))
+            summary = pipeline.prepare(wanted, out, machines, report, command=["vtrial", *sys.argv[1:]])
+    console.result(vars(summary), _told(summary, key))
     if summary.failures:
         raise SystemExit(FAILED)
 
 
-def _told(summary: PrepareSummary) -> str:
+def _told(summary: PrepareSummary, key: Path | None) -> str:
     splits = ", ".join(f"{count} {name}" for name, count in summary.splits.items())
     flags = ", ".join(f"{name} {count}" for name, count in summary.flags.items())
     lines = [
         f"{summary.done} of {summary.total} studies are training volumes ({splits}), {summary.new} made now in "
         f"{summary.seconds:.0f} s",
         *([f"  doubtful {flags} (columns flags and notes of subjects.csv)"] if flags else []),
-        *(f"  left out {name}: {why}" for name, why in list(summary.left_out.items())[:10]),
-        *([f"  … and {len(summary.left_out) - 10} more: left_out.csv"] if len(summary.left_out) > 10 else []),
         *failed_lines(summary.failures, "the same command tries them again"),
         *(f"  note     {note}" for note in summary.notes),
         f"  data     {summary.location}",
         f"  look at  {summary.location}/sheet.png",
+        *_table(summary.left_out, key),
     ]
     return "\n".join(lines)
+
+
+def _table(left_out: dict[str, str], key: Path | None) -> list[str]:
+    """What was left out and why, and where it says which study that is."""
+    if not left_out:
+        return []
+    width = max(map(len, left_out))
+    shown = [f"  {name:<{width}}  {why}" for name, why in list(left_out.items())[:SHOWN]]
+    rest = [f"  … and {len(left_out) - SHOWN} more"] if len(left_out) > SHOWN else []
+    where = f"in {key}" if key else "told by --key FILE"
+    return [f"left out {len(left_out)}, all in left_out.csv; which studies they are is {where}", *shown, *rest]

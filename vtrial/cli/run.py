@@ -83,7 +83,8 @@ def phantom(
     n: NOption = None,
     seed: SeedOption = 0,
     layout: Annotated[
-        Literal["scans", "training"], typer.Option("--layout", help="training: arrays as `vtrial train` reads them.")
+        Literal["scans", "training", "autopet"],
+        typer.Option("--layout", help="training: as `vtrial train` reads; autopet: as FDG-PET-CT-Lesions is shipped."),
     ] = "scans",
     workers: WorkersOption = None,
     gpus_per_worker: GpusOption = None,

@@ -10,21 +10,19 @@ import hashlib
 import re
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import PurePosixPath
-from typing import Any
 
-import nibabel
 import numpy as np
 
-from vtrial.imaging.files import nifti_from_bytes, spacing_of
+from vtrial.imaging.files import nifti_from_bytes
+from vtrial.imaging.volume import upright
 from vtrial.records import InputError, PetCt
 from vtrial.storage import Folder
 
 _PAIR = re.compile(r"(?:CTres|SUV)\.nii(?:\.gz)?")
 _CHANNEL = re.compile(r"(.+)_000[01](\.nii(?:\.gz)?)")
 _PATIENT = re.compile(r"(?:PETCT|fdg)_([0-9a-f]+)(?:_|$)", re.IGNORECASE)  # of FDG-PET-CT-Lesions, and of AutoPET
-_axes: Any = nibabel.orientations  # not typed
 _LONGEST = 64  # characters of an id, as it names files
 
 
@@ -49,7 +47,12 @@ def find_scans(folder: Folder) -> list[FoundScan]:
             f"{folder.location}: no run is there, and no PET/CT: name the folder of a run, or one with CTres.nii.gz "
             "and SUV.nii.gz for each scan, or with <case>_0000.nii.gz (CT) and <case>_0001.nii.gz (SUV)"
         )
-    return sorted(found, key=lambda scan: scan.subject_id)
+    often = Counter(scan.subject_id.casefold() for scan in found)
+    apart = (
+        replace(scan, subject_id=_hashed(scan.subject_id, scan.ct)) if often[scan.subject_id.casefold()] > 1 else scan
+        for scan in found
+    )
+    return sorted(apart, key=lambda scan: scan.subject_id)
 
 
 def _names(folder: Folder) -> Iterable[PurePosixPath]:
@@ -108,17 +111,19 @@ def _safe(text: str) -> str:
     plain = re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._") or "scan"
     if len(plain) <= _LONGEST:
         return plain
-    return f"{plain[: _LONGEST - 9]}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return _hashed(plain, text)
+
+
+def _hashed(plain: str, text: str) -> str:
+    """A name with a hash of the text that it is to tell apart from others."""
+    digest = hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()
+    return f"{plain[: _LONGEST - 9]}-{digest[:8]}"
 
 
 def read_upright(folder: Folder, ct: str, suv: str) -> PetCt:
     """A PET/CT with its axes turned to RAS+, voxels as they are; InputError or OSError where it cannot be read."""
-    arrays = []
-    for name in (ct, suv):
-        voxels, affine = nifti_from_bytes(folder.read(name), name)
-        turn = _axes.io_orientation(affine)
-        arrays.append(np.ascontiguousarray(_axes.apply_orientation(voxels, turn)))
-    spacing = spacing_of(affine @ _axes.inv_ornt_aff(turn, voxels.shape))
-    if arrays[0].shape != arrays[1].shape or arrays[0].ndim != 3:
-        raise InputError(f"{ct}: its grid {arrays[0].shape} is not that of {suv}, {arrays[1].shape}")
-    return PetCt(np.clip(arrays[0], -32768, 32767).astype(np.int16), arrays[1].astype(np.float32), spacing)
+    pair = [upright(*nifti_from_bytes(folder.read(name), name)) for name in (ct, suv)]
+    hu, values = (volume.voxels for volume in pair)
+    if hu.shape != values.shape or hu.ndim != 3:
+        raise InputError(f"{ct}: its grid {hu.shape} is not that of {suv}, {values.shape}")
+    return PetCt(np.clip(hu, -32768, 32767).astype(np.int16), values.astype(np.float32), pair[1].spacing_mm)

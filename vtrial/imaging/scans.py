@@ -15,11 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vtrial.execution import Resources, Saved
+from vtrial.imaging.autopet import SEG_NAME, study_name
 from vtrial.imaging.files import CT_NAME, SUV_NAME, nifti_bytes, scan_folder, segmentation_name
 from vtrial.records import PetCt, Subject
 from vtrial.storage import Folder, open_folder
 
-Layout = Literal["scans", "training"]
+Layout = Literal["scans", "training", "autopet"]
+"""How a run keeps its volumes: with its masks, as arrays for `vtrial train`, or as FDG-PET-CT-Lesions is shipped."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,20 @@ class Scan:
 
 Renderer = Callable[[Subject], Scan]
 LoadRenderer = Callable[[Resources], Renderer]  # called once in every worker; it must pickle
+
+
+def save_arrays(folder: Folder, subject_id: str, pet_ct: PetCt) -> Saved:
+    """Write ct/<id>.npy (int16 HU) and suv/<id>.npy (float16 g/ml), each whole or not at all, as `vtrial train` maps
+    them; tells their sizes and paths. OSError if that cannot be."""
+    arrays: dict[str, NDArray[Any]] = {"ct": pet_ct.ct_hu, "suv": pet_ct.suv.astype(np.float16)}
+    files, row = {}, {}
+    for kind, array in arrays.items():
+        buffer = io.BytesIO()
+        np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
+        name = f"{kind}/{subject_id}.npy"
+        folder.write(name, buffer.getvalue())
+        files[name], row[f"{kind}_path"] = buffer.tell(), name
+    return Saved(files, row)
 
 
 @dataclass(frozen=True)
@@ -52,43 +68,42 @@ class ScanWork:
 
     def save(self, subject: Subject, scan: Scan) -> Saved:
         """Write the files of a scan and tell their sizes, paths and hashes; OSError if that cannot be."""
-        saved = self._save_arrays(subject, scan) if self.layout == "training" else self._save_scan(subject, scan)
+        save = {"scans": self._save_scan, "training": self._save_volume, "autopet": self._save_study}[self.layout]
+        saved = save(subject, scan)
         spacing = [round(step, 5) for step in scan.pet_ct.spacing_mm]
         saved.row.update(spacing_z_mm=spacing[2], device=self.device, threads=self.threads)
         if scan.truth is not None:
             saved.row["truth"] = {key: float(value) for key, value in scan.truth.items()}
         return saved
 
+    def _save_volume(self, subject: Subject, scan: Scan) -> Saved:
+        return save_arrays(self.folder, subject.subject_id, scan.pet_ct)
+
     def _save_scan(self, subject: Subject, scan: Scan) -> Saved:
         base = scan_folder(subject.subject_id, subject.index, sharded=self.sharded)
-        pet_ct = scan.pet_ct
+        masks = segmentation_name(subject.subject_id, subject.index, sharded=self.sharded)
+        return self._save_niftis(
+            scan.pet_ct, base, {} if scan.labels is None else {"segmentation": (masks, scan.labels)}
+        )
+
+    def _save_study(self, subject: Subject, scan: Scan) -> Saved:
+        """CT, PET and a mask without lesions, under the name that the data set would give the study."""
+        base = study_name(subject).folder
+        lesions = np.zeros(scan.pet_ct.ct_hu.shape, dtype=np.uint8)
+        return self._save_niftis(scan.pet_ct, base, {"lesions": (f"{base}/{SEG_NAME}", lesions)})
+
+    def _save_niftis(self, pet_ct: PetCt, base: str, masks: dict[str, tuple[str, NDArray[Any]]]) -> Saved:
         volumes: dict[str, tuple[str, NDArray[Any]]] = {
             "ct": (f"{base}/{CT_NAME}", pet_ct.ct_hu),
             "suv": (f"{base}/{SUV_NAME}", pet_ct.suv),
+            **masks,
         }
-        if scan.labels is not None:
-            name = segmentation_name(subject.subject_id, subject.index, sharded=self.sharded)
-            volumes["segmentation"] = (name, scan.labels)
         files, row = {}, {}
         for kind, (name, array) in volumes.items():
             data, digest = nifti_bytes(array, pet_ct.spacing_mm)
             self.folder.write(name, data)
             files[name] = len(data)
             row[f"{kind}_path"], row[f"{kind}_sha256"] = name, digest
-        return Saved(files, row)
-
-    def _save_arrays(self, subject: Subject, scan: Scan) -> Saved:
-        arrays: dict[str, NDArray[Any]] = {
-            "ct": scan.pet_ct.ct_hu.astype(np.int16, copy=False),
-            "suv": scan.pet_ct.suv.astype(np.float16),
-        }
-        files, row = {}, {}
-        for kind, array in arrays.items():
-            buffer = io.BytesIO()
-            np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
-            name = f"{kind}/{subject.subject_id}.npy"
-            self.folder.write(name, buffer.getvalue())
-            files[name], row[f"{kind}_path"] = buffer.tell(), name
         return Saved(files, row)
 
 

@@ -11,6 +11,7 @@ from vtrial.cohort.spec import CohortSpec, SubjectsSpec
 from vtrial.cohort.support import check_support, support_of
 from vtrial.execution import CannotGoOn, Executor, Report
 from vtrial.generation import LoadPhantom, SamplerName, cascade_plan
+from vtrial.imaging.autopet import DEMOGRAPHICS, METADATA, write_tables
 from vtrial.imaging.scans import Layout
 from vtrial.pipeline.cohorts import Cohort, read_cohort
 from vtrial.production import Plan, RunSummary, carry_out, read_scan
@@ -73,7 +74,11 @@ def phantom(
     verify: bool = False,
     command: Sequence[str] = (),
 ) -> RunSummary:
-    """Render a phantom for every subject of a cohort, with its organ masks and the truth behind it."""
+    """Render a phantom for every subject of a cohort, with the truth behind it.
+
+    `layout` "scans" keeps its organ masks too; "training" is what `vtrial train` reads, and "autopet" a collection as
+    FDG-PET-CT-Lesions is shipped, with the run's own files beside it.
+    """
     spec = read_cohort(cohort)
     identity = _identity(cohort, spec) | {"layout": layout}
     subjects, n = _recruit(cohort, spec, out, "phantom", identity)
@@ -93,7 +98,19 @@ def phantom(
         executor,
         report,
     )
+    if layout == "autopet":
+        _write_tables(summary, subjects)
     return summary if layout == "training" else write_preview(summary)
+
+
+def _write_tables(summary: RunSummary, subjects: Sequence[Subject]) -> None:
+    """The data set's tables of all subjects, if they are not there or subjects have come."""
+    folder = open_folder(summary.location)
+    try:
+        if summary.new or any(folder.size(name) is None for name in (METADATA, DEMOGRAPHICS)):
+            write_tables(folder, subjects)
+    except OSError as error:
+        raise CannotGoOn(f"{summary.location}: cannot write {METADATA} ({error}); all subjects are safe") from None
 
 
 def _identity(cohort: Cohort, spec: CohortSpec) -> Identity:

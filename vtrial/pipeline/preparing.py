@@ -15,16 +15,17 @@ from pathlib import Path
 from typing import TypeVar
 
 from vtrial import geometry
-from vtrial.execution import Attempt, CannotGoOn, Executor, Progress, Report
+from vtrial.execution import CannotGoOn, Executor, Progress, Report
 from vtrial.imaging.dicom.suv import Tracer
 from vtrial.pipeline.masks import USUAL, Choice
 from vtrial.preparation.dataset import Prepared, TrainingSet, finish_training_set, person_problems
 from vtrial.preparation.sheet import sheet_scans
 from vtrial.preparation.sources import Collection, LeftOut, Study, find_studies, write_key
 from vtrial.preparation.work import REASONS, PrepareWorkFactory
+from vtrial.production import record_attempt, session_of
 from vtrial.records import InputError
 from vtrial.reporting.preview import preview_png
-from vtrial.runs import JournalEntry, Manifest, Run, now, open_run
+from vtrial.runs import Manifest, Run, Session, now, open_run
 from vtrial.segmentation import SegmenterPlan, segmenter_plan
 from vtrial.segmentation.choice import OFFICIAL
 from vtrial.segmentation.home import end_session, new_session
@@ -32,6 +33,7 @@ from vtrial.storage import open_folder
 
 SHEET = "sheet.png"
 NO_SEGMENTER = "none"
+_GO_ON = "what is made is safe: mend it and give the same command again to go on"
 Entry = TypeVar("Entry", Study, LeftOut)
 NOTE = (
     "Volumes of real PET/CT studies, without names, dates or identifiers. Bodies remain recognisable: keep them safe."
@@ -68,44 +70,106 @@ class PrepareSummary:
     notes: tuple[str, ...]
 
 
-def prepare(wanted: Wanted, out: str, executor: Executor, report: Report) -> PrepareSummary:
+def prepare(
+    wanted: Wanted, out: str, executor: Executor, report: Report, *, command: Sequence[str] = ()
+) -> PrepareSummary:
     """Make a training set of a collection in the folder or URL `out`; the same call again does what is left.
 
     InputError before any work where nothing is found, the segmenter is not there or `out` is something else; after it,
-    where no study can be trained on.
+    where no study can be trained on. CannotGoOn where storage or workers give up: the same call goes on.
     """
     started = time.monotonic()
     plan = _segmenter(wanted)
     collection = find_studies(wanted.source, wanted.demographics, tracer=wanted.tracer)
     folder = open_folder(out)
     with open_run(folder, _manifest(wanted, plan, len(collection.studies))) as run:
-        if run.refusal is not None:
-            raise run.refusal
         collection = _kept_names(collection, run)
         studies = collection.studies
         if wanted.key is not None:
             write_key(wanted.key, collection)
-        run.write_manifest()
-        nameless = {s.subject_id: person_problems(s.person) for s in studies}
-        todo = [s for s in studies if not nameless[s.subject_id] and not _is_done(run, s)]
-        if todo:
-            session = new_session()  # of the workers' temporary homes
-            load = plan.load.in_session(session) if plan else None
-            try:
-                _drive(run, PrepareWorkFactory(load, folder.location, wanted.allow_partial), todo, executor, report)
-            finally:
-                end_session(session)
-        ended = {s.subject_id: entry for s in studies if (entry := run.latest.get(_index(s))) and entry.status == "ok"}
-        reasons = {name: tuple(entry.row[REASONS]) for name, entry in ended.items() if REASONS in entry.row}
-        left_out = [*collection.left_out, *(_left_out(s, reasons) for s in studies if s.subject_id in reasons)]
-        prepared = [Prepared(s, ended[s.subject_id].row) for s in studies if s.subject_id in ended.keys() - reasons]
-        left_out += [_left_out(s, nameless) for s in studies if nameless[s.subject_id]]
-        done = finish_training_set(folder, prepared, left_out, seed=wanted.seed)
-        run.manifest.facts |= done.facts
-        run.write_manifest()
-        if todo:
-            folder.write(SHEET, preview_png(sheet_scans(folder, done.table)))
+        nameless = {s.subject_id: problems for s in studies if (problems := person_problems(s.person))}
+        todo = [s for s in studies if s.subject_id not in nameless and not _is_done(run, s)]
+        try:
+            if session := _begin(run, executor, _told_command(command, wanted), len(studies), todo):
+                _work(run, plan, wanted.allow_partial, todo, session, executor, report)
+            done = _finish(run, collection, nameless, wanted.seed)
+            if todo or SHEET not in run.sizes:
+                folder.write(SHEET, preview_png(sheet_scans(folder, done.table)))
+            if session:
+                session.finished, session.seconds = now(), round(time.monotonic() - started, 3)
+            run.write_manifest()
+        except OSError as error:
+            raise CannotGoOn(f"{folder.location}: cannot write ({error}); {_GO_ON}") from error
+        finally:
+            executor.stop()
     return _summary(done, run, studies, todo, collection.notes, time.monotonic() - started)
+
+
+def _told_command(command: Sequence[str], wanted: Wanted) -> list[str]:
+    """The command as the manifest tells it: without the paths of what identifies people, as these may do it too."""
+    words = {Path(wanted.source): "SRC"}
+    words |= {path: word for path, word in ((wanted.demographics, "TABLE"), (wanted.key, "KEY")) if path is not None}
+    told = []
+    for part in command:
+        option, equals, value = part.partition("=") if "=" in part else ("", "", part)
+        told.append(f"{option}{equals}{words.get(Path(value), value)}")
+    return told
+
+
+def _begin(run: Run, executor: Executor, command: Sequence[str], n: int, todo: Sequence[Study]) -> Session | None:
+    """A new session in the manifest, with the executor's machines; None where the last one left nothing to do."""
+    if not todo and run.has_views:
+        return None
+    if run.refusal is not None:
+        raise run.refusal
+    session = session_of(executor, command, n)
+    run.manifest.sessions.append(session)
+    run.write_manifest()
+    return session
+
+
+def _work(
+    run: Run,
+    plan: SegmenterPlan | None,
+    allow_partial: bool,
+    todo: Sequence[Study],
+    session: Session,
+    executor: Executor,
+    report: Report,
+) -> None:
+    """Every attempt into the journal; CannotGoOn, with what is safe, where storage or workers give up."""
+    if not todo:
+        return
+    homes = new_session()  # the workers' temporary ones
+    load = plan.load.in_session(homes) if plan else None
+    factory = PrepareWorkFactory(load, run.folder.location, allow_partial)
+    report(Progress(0, 0, len(todo)))
+    try:
+        with closing(executor.run(factory, todo)) as attempts:
+            for attempt in attempts:
+                entry = record_attempt(run, attempt, {"fingerprint": attempt.item.fingerprint})
+                left_out = "; ".join(entry.row.get(REASONS, ()))
+                session.done += entry.status == "ok" and not left_out
+                session.failed += entry.status == "failed" or bool(left_out)
+                told = replace(attempt, saved=None, error=f"left out: {left_out}") if left_out else attempt
+                report(Progress(session.done, session.failed, len(todo), told))
+    except (CannotGoOn, OSError) as error:
+        made = f"stopped with {session.done} of {len(todo)} studies made by this call"
+        raise CannotGoOn(f"{error}\n{made}; {_GO_ON}") from error
+    finally:
+        end_session(homes)
+
+
+def _finish(run: Run, collection: Collection, nameless: dict[str, tuple[str, ...]], seed: int) -> TrainingSet:
+    """The tables of all that the journal has, and what the manifest says of the whole."""
+    studies = collection.studies
+    rows = {s.subject_id: entry.row for s in studies if (entry := run.latest.get(s.index)) and entry.status == "ok"}
+    reasons = {name: tuple(row[REASONS]) for name, row in rows.items() if REASONS in row} | nameless
+    left_out = [LeftOut(s.subject_id, reasons[s.subject_id], s.origin) for s in studies if s.subject_id in reasons]
+    prepared = [Prepared(s, rows[s.subject_id]) for s in studies if s.subject_id in rows.keys() - reasons]
+    done = finish_training_set(run.folder, prepared, [*collection.left_out, *left_out], seed=seed)
+    run.manifest.facts |= done.facts
+    return done
 
 
 def _segmenter(wanted: Wanted) -> SegmenterPlan | None:
@@ -166,62 +230,12 @@ def _kept_names(found: Collection, run: Run) -> Collection:
     return replace(found, studies=tuple(map(named, found.studies)), left_out=tuple(map(named, found.left_out)))
 
 
-def _index(each: Study | LeftOut) -> int:
-    return int(each.subject_id.removeprefix("s"))
-
-
 def _is_done(run: Run, study: Study) -> bool:
-    entry = run.latest.get(_index(study))
+    entry = run.latest.get(study.index)
     return (
         entry is not None
         and entry.status == "ok"
         and all(run.sizes.get(name) == size for name, size in entry.files.items())
-    )
-
-
-def _left_out(study: Study, reasons: dict[str, tuple[str, ...]]) -> LeftOut:
-    return LeftOut(study.subject_id, reasons[study.subject_id], study.origin)
-
-
-def _drive(run: Run, factory: PrepareWorkFactory, todo: Sequence[Study], executor: Executor, report: Report) -> None:
-    """Every attempt into the journal; CannotGoOn, with what is safe, where storage or workers give up."""
-    done = failed = 0
-    report(Progress(0, 0, len(todo)))
-    executor.start()
-    try:
-        with closing(executor.run(factory, todo)) as attempts:
-            for attempt in attempts:
-                entry = _entry(attempt)
-                run.record(entry)
-                left_out = "; ".join(entry.row.get(REASONS, ()))
-                done, failed = (
-                    done + (entry.status == "ok" and not left_out),
-                    failed + bool(left_out) + (entry.status == "failed"),
-                )
-                told = replace(attempt, saved=None, error=f"left out: {left_out}") if left_out else attempt
-                report(Progress(done, failed, len(todo), told))
-    except (CannotGoOn, OSError) as error:
-        raise CannotGoOn(
-            f"{error}\nstopped with {done} of {len(todo)} studies made by this call; what is made is safe. Mend it and "
-            "give the same command again to go on"
-        ) from error
-    finally:
-        executor.stop()
-
-
-def _entry(attempt: Attempt) -> JournalEntry:
-    study: Study = attempt.item
-    saved = attempt.saved
-    return JournalEntry(
-        time=now(),
-        status="ok" if saved else "failed" if attempt.final else "attempt",
-        subject_id=study.subject_id,
-        index=_index(study),
-        attempt=attempt.number,
-        seconds=round(attempt.seconds, 3),
-        error=attempt.error,
-        files=saved.files if saved else {},
-        row=saved.row if saved else {"fingerprint": study.fingerprint},
     )
 
 
@@ -234,7 +248,7 @@ def _summary(
     seconds: float,
 ) -> PrepareSummary:
     made = set(done.table["subject_id"])
-    ends = {s.subject_id: run.latest.get(_index(s)) for s in studies}
+    ends = {s.subject_id: run.latest.get(s.index) for s in studies}
     return PrepareSummary(
         location=run.folder.location,
         total=len(studies) + len(set(done.left_out["subject_id"]) - ends.keys()),

@@ -14,22 +14,20 @@ from typing import Any
 
 import pandas as pd
 
-from vtrial.cohort.spec import usual_people
-from vtrial.cohort.table import Table, read_table
 from vtrial.execution import CannotGoOn
 from vtrial.imaging.discovery import FoundScan, find_scans, read_upright
 from vtrial.imaging.files import SUV_NAME
 from vtrial.measurement import Case, files_fingerprint, run_cases
+from vtrial.preparation.sources import NOBODY, PERSON_COLUMNS, scanned_people
 from vtrial.records import InputError, PetCt
 from vtrial.runs import MANIFEST, Manifest, read_manifest
 from vtrial.runs import TABLE as SUBJECTS
 from vtrial.segmentation import CtCase, run_ct_cases
 from vtrial.segmentation.cases import has_truth
-from vtrial.storage import Folder, open_folder
+from vtrial.storage import Folder, open_folder, write_if_new
 
 RUNS = "runs"
 SOURCE = "source.json"  # in a folder for work on real scans: where they are
-_PERSON = ("sex", "age_years", "height_cm", "weight_kg", "diagnosis")
 
 
 @dataclass(frozen=True)
@@ -89,8 +87,8 @@ class Scans:
                 if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
                     raise CannotGoOn(f"{self.folder.location}: cannot write there ({error})") from None
             if self.real:
-                _write_if_new(self.folder, SOURCE, json.dumps({"source": self.source}).encode())
-                _write_if_new(self.folder, f"{SUBJECTS}.parquet", parquet_bytes(self.people))
+                write_if_new(self.folder, SOURCE, json.dumps({"source": self.source}).encode())
+                write_if_new(self.folder, f"{SUBJECTS}.parquet", parquet_bytes(self.people))
             yield
 
 
@@ -152,48 +150,17 @@ def _source(work: Folder) -> str:
 
 def _people(found: tuple[FoundScan, ...], source: Folder) -> pd.DataFrame:
     """Who was scanned, by the tables beside the scans; without a known sex nobody can be compared, and that is told."""
-    known = _metadata(source)
+    local = "://" not in source.location  # tables behind a URL are not looked for
+    told = scanned_people(Path(source.location), found) if local else [None] * len(found)
     rows: list[dict[str, Any]] = []
-    for i, scan in enumerate(found):
-        person = known.get(scan.subject_id.lower(), known.get(scan.patient.lower(), {}))
-        sexed = person.get("sex") in ("F", "M")
-        state = {"status": "ok" if sexed else "failed", "error": "" if sexed else "sex is not known"}
-        body = {name: _number(person.get(name)) for name in ("age_years", "height_cm", "weight_kg")}
+    for i, (scan, each) in enumerate(zip(found, told, strict=True)):
+        person = (each.person if each else None) or NOBODY
+        state = {"status": "ok", "error": ""} if person.sex else {"status": "failed", "error": "sex is not known"}
+        body = {c: float("nan") if (v := getattr(person, c)) is None else v for c in PERSON_COLUMNS[1:]}
         body["bmi"] = body["weight_kg"] / (body["height_cm"] / 100.0) ** 2
-        texts = {"sex": person.get("sex") if sexed else "", "diagnosis": person.get("diagnosis")}
+        texts = {"sex": person.sex or "", "diagnosis": each.facts.get("diagnosis") if each else None}
         rows.append({"subject_id": scan.subject_id, "index": i, **texts, **body, **state})
     return pd.DataFrame(rows)
-
-
-def _metadata(source: Folder) -> dict[str, dict[str, Any]]:
-    """Person to what tables in the folder, or beside an `imagesTr`, say alike in all their rows of that person."""
-    if "://" in source.location:
-        return {}
-    root = Path(source.location)
-    places = [root, root.parent] if root.name.startswith("images") else [root]
-    known: dict[str, dict[str, Any]] = {}
-    for path in sorted(path for place in places for kind in ("*.csv", "*.parquet") for path in place.glob(kind)):
-        try:
-            table = usual_people(read_table(path))
-        except InputError:  # any table may lie there
-            continue
-        if "sex" in table.columns and "subject_id" in table.columns:
-            _add(known, table)
-    return known
-
-
-def _add(known: dict[str, dict[str, Any]], table: Table) -> None:
-    for row in table.rows:
-        person = known.setdefault(str(row["subject_id"]).lower(), {})
-        for column in (c for c in _PERSON if row.get(c) is not None):
-            person[column] = row[column] if person.get(column, row[column]) == row[column] else None
-
-
-def _number(cell: Any) -> float:
-    try:
-        return float(cell)
-    except (TypeError, ValueError):
-        return float("nan")
 
 
 def newest_run() -> str:
@@ -221,8 +188,3 @@ def parquet_bytes(table: pd.DataFrame) -> bytes:
     buffer = io.BytesIO()
     table.to_parquet(buffer, index=False)
     return buffer.getvalue()
-
-
-def _write_if_new(folder: Folder, name: str, data: bytes) -> None:
-    if folder.size(name) != len(data) or folder.read(name) != data:
-        folder.write(name, data)

@@ -1,1 +1,1 @@
-"""Real PET/CT made into a training set: `sources` finds the studies, `autopet.py` writes such a collection."""
+"""Real PET/CT made into a training set: `sources` finds the studies, the rest frames, judges and splits them."""

@@ -18,7 +18,7 @@ from vtrial.preparation.extent import fit_extents
 from vtrial.preparation.sources.study import LeftOut, Study
 from vtrial.preparation.split import SHARES, SPLITS, Member, Split, assign_splits
 from vtrial.records import InputError, Subject, Support
-from vtrial.storage import Folder
+from vtrial.storage import Folder, write_if_new
 
 TABLE, LEFT_OUT = "subjects", "left_out.csv"
 _NEEDED = ("sex", "age_years", "height_cm", "weight_kg")
@@ -58,7 +58,7 @@ def finish_training_set(
     seed: int,
     shares: Mapping[Split, float] = SHARES,
 ) -> TrainingSet:
-    """Write subjects.parquet and .csv with a `split` column, and left_out.csv; each whole or not at all.
+    """Write subjects.parquet and .csv with a `split` column, and left_out.csv; each whole or not at all, if it changes.
 
     Splits that an earlier subjects.parquet in the folder has are kept, by the studies' fingerprints. The support of the
     demographics and the fit of extents on heights are those of the training split, the latter without partial fields of
@@ -71,7 +71,7 @@ def finish_training_set(
     kept = [each for each in prepared if each.study.subject_id not in reasons]
     rows = [{"subject_id": name, "reasons": "; ".join(why)} for name, why in sorted(reasons.items())]
     not_taken = pd.DataFrame(rows, columns=["subject_id", "reasons"])
-    folder.write(LEFT_OUT, not_taken.to_csv(index=False).encode())
+    write_if_new(folder, LEFT_OUT, not_taken.to_csv(index=False).encode())
     if not kept:
         raise InputError(
             f"{folder.location}: none of {len(reasons)} studies can be trained on; {LEFT_OUT} there says why"
@@ -79,10 +79,10 @@ def finish_training_set(
     members = [Member(p.study.fingerprint, p.study.patient, _body(p.study).sex) for p in kept]
     splits = assign_splits(members, seed, shares, _known_splits(folder))
     table = _table(kept, splits)
-    folder.write(f"{TABLE}.csv", table.to_csv(index=False).encode())
+    write_if_new(folder, f"{TABLE}.csv", table.to_csv(index=False).encode())
     buffer = io.BytesIO()
     table.to_parquet(buffer, index=False)
-    folder.write(f"{TABLE}.parquet", buffer.getvalue())
+    write_if_new(folder, f"{TABLE}.parquet", buffer.getvalue())
     return TrainingSet(table, not_taken, _facts(kept, table, len(reasons)))
 
 

@@ -17,9 +17,9 @@ from scipy.stats import theilslopes
 
 from vtrial.diffusion.weights import ExtentFit
 from vtrial.geometry import EXTENT_SLICES_PER_M, IN_PLANE_MM
-from vtrial.imaging.dicom.series import Volume
+from vtrial.imaging.volume import Volume
 from vtrial.organs import labels_of
-from vtrial.preparation.grid import box_mm, covering, sample
+from vtrial.preparation.grid import covering, sample
 
 BOUNDS = ("heart", "liver", "pancreas", "kidneys", "spleen", "sacrum", "clavicles", "scapulae", "hips")
 MARGIN_MM = 40.0
@@ -63,7 +63,7 @@ def organ_places(labels: Volume) -> dict[str, Place]:
 
     Of planes with gaps of more than 10 mm between them the run with most voxels counts, and less than 2 ml is none.
     """
-    grid = covering(*box_mm(labels), _LOOK_MM)
+    grid = covering(*labels.box_mm, _LOOK_MM)
     values, _ = sample(labels, grid, 0, nearest=True)
     along_x, along_z = (_counts(values, axis) for axis in (0, 2))
     x_mm, bottom_mm, step = grid.centres_mm(0), grid.corner_mm[2], grid.spacing_mm[2]

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from vtrial.imaging.dicom.series import Volume
+from vtrial.imaging.volume import Volume
 
 Triple = tuple[int, int, int]
 Point = tuple[float, float, float]
@@ -41,14 +41,6 @@ class Grid:
         """World positions of the voxel centres along an axis."""
         steps = np.arange(self.shape[axis], dtype=np.float64) + 0.5
         return np.asarray(self.corner_mm[axis] + steps * self.spacing_mm[axis], dtype=np.float64)
-
-
-def box_mm(volume: Volume) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """The lowest and the highest corner (RAS, mm) of a volume's field of view, voxel edges included."""
-    ends = np.array([(-0.5, size - 0.5) for size in volume.voxels.shape])
-    corners = np.stack(np.meshgrid(*ends, indexing="ij"), axis=-1).reshape(-1, 3)
-    world = corners @ volume.affine[:3, :3].T + volume.affine[:3, 3]
-    return world.min(axis=0), world.max(axis=0)
 
 
 def covering(low_mm: NDArray[np.float64], high_mm: NDArray[np.float64], spacing_mm: Point) -> Grid:

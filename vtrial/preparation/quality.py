@@ -13,11 +13,10 @@ from typing import Literal
 import numpy as np
 from scipy import ndimage
 
-from vtrial.imaging.dicom.series import Volume
+from vtrial.imaging.volume import LEAST_COVERAGE, Volume, covered_length
 from vtrial.preparation.alignment import Sketch
 from vtrial.preparation.body import TISSUE_HU, Mask
 from vtrial.preparation.extent import FieldOfView, Place
-from vtrial.preparation.grid import box_mm
 
 DoubtName = Literal[
     "partial",
@@ -41,7 +40,7 @@ BODY_SUV = (0.1, 3.0)
 LEAST_SUV = -1.0  # some reconstructions dip below zero, none that far
 LEAST_BODY_ML = 1000.0
 LEAST_LENGTH_MM = 100.0  # of the field of view
-LEAST_OVERLAP = 0.5  # of the smaller field of view along each axis, as for pairs of DICOM series
+MOST_MEAN_SUV = 20.0  # of the whole field of view; true means are 0.1 to 1, of Bq/ml some hundred or more
 LEAST_DICE = 0.7  # of CT and PET outlines: a shift of a third of the body's width, or another body
 MOST_GAP_MM = 10.0  # mean distance of the outlines; a shift of 15 mm gives that
 MOST_BREATHING_MM = 15.0  # free breathing against shallow breathing is 5 to 10
@@ -77,23 +76,20 @@ def pair_problems(ct: Volume, suv: Volume) -> list[str]:
         problems.append(
             f"the CT's lowest values are {air:.0f}; air is -1000 HU: is an offset of 1024 left in it, or a window cut?"
         )
-    least = float(np.min(suv.voxels))
+    least, mean = float(np.min(suv.voxels)), float(np.mean(suv.voxels, dtype=np.float64))
     if least < LEAST_SUV:
         problems.append(f"the PET goes down to {least:.3g}; SUV is not negative: is it a PET, and in SUV?")
-    return problems + _overlap_problems(ct, suv)
-
-
-def _overlap_problems(ct: Volume, suv: Volume) -> list[str]:
-    (ct_low, ct_high), (pet_low, pet_high) = box_mm(ct), box_mm(suv)
-    common = np.minimum(ct_high, pet_high) - np.maximum(ct_low, pet_low)
-    part = np.maximum(common, 0.0) / np.minimum(ct_high - ct_low, pet_high - pet_low)
-    if part.min() >= LEAST_OVERLAP:
-        return []
-    told = " x ".join(f"{100.0 * value:.0f}" for value in part)
-    return [
-        f"CT and PET lie side by side in {told} % of the smaller one (x, y, z); {100.0 * LEAST_OVERLAP:.0f} % are "
-        "needed: do they belong together, and are their affines right?"
-    ]
+    if mean > MOST_MEAN_SUV:
+        problems.append(f"the PET's mean is {mean:.3g}, far too high for SUV in g/ml: is it Bq/ml? Convert it")
+    if float(np.max(suv.voxels)) <= 0.0:
+        problems.append("the PET is empty")
+    covered = covered_length(ct.box_mm, suv.box_mm)
+    if covered < LEAST_COVERAGE:
+        problems.append(
+            f"the CT covers {covered:.0%} of the PET's length, side by side in part at least; {LEAST_COVERAGE:.0%} are "
+            "needed: do they belong together, and are their affines right?"
+        )
+    return problems
 
 
 def place_problems(places: Mapping[str, Place], view: FieldOfView) -> list[str]:

@@ -6,7 +6,6 @@ Both images go straight from their own voxels to the method's grid (vtrial.geome
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,12 +15,13 @@ from numpy.typing import NDArray
 
 from vtrial.execution import Saved
 from vtrial.geometry import IN_PLANE_MM, SHAPE
-from vtrial.imaging.dicom.series import Volume
+from vtrial.imaging.scans import save_arrays
+from vtrial.imaging.volume import Volume
 from vtrial.organs import ORGAN_IDS
 from vtrial.preparation.alignment import Sketch, breathing_mm, outline_gap_mm, outside_ml, sketch
 from vtrial.preparation.body import AIR_HU, Mask, clear_outside, find_body
 from vtrial.preparation.extent import FieldOfView, Place, field_of_view, organ_places
-from vtrial.preparation.grid import Grid, Point, box_mm, covering, sample
+from vtrial.preparation.grid import Grid, Point, covering, sample
 from vtrial.preparation.quality import (
     MOST_CUT,
     Doubt,
@@ -66,13 +66,20 @@ class TrainingVolume:
         }
 
 
+def check_pair(ct: Volume, suv: Volume) -> None:
+    """InputError with every reason why a CT (HU) and a PET (SUV) are no pair, by their values and where they lie."""
+    problems = pair_problems(ct, suv)
+    if problems:
+        raise InputError(problems)
+
+
 def ct_to_segment(ct: Volume, suv: Volume) -> Volume:
     """The CT (int16 HU) upright at the segmenter's own 1.5 mm, as far along z as the PET goes: what to draw organs on.
 
     Files of CTs carry spacings alone (`imaging.files.nifti_bytes`), so an oblique or tilted grid must be straightened
     before; and no segmenter sees more than this, in a third of the bytes of a fine CT.
     """
-    (low, high), (pet_low, pet_high) = box_mm(ct), box_mm(suv)
+    (low, high), (pet_low, pet_high) = ct.box_mm, suv.box_mm
     low[2], high[2] = max(low[2], pet_low[2]), min(high[2], pet_high[2])
     grid = covering(low, np.maximum(high, low + _SEGMENTED_MM), _SEGMENTED_MM)
     hu, _ = sample(ct, grid, AIR_HU)
@@ -82,12 +89,9 @@ def ct_to_segment(ct: Volume, suv: Volume) -> Volume:
 def fit_volume(ct: Volume, suv: Volume, labels: Volume | None, *, allow_partial: bool = False) -> TrainingVolume:
     """A CT (HU), a PET (SUV, g/ml) and the CT's TotalSegmentator labels, on grids of their own in one world, as one.
 
-    A partial field of view, or no mask, is refused unless `allow_partial`, which takes what is there. InputError with
-    every reason for a pair that cannot be used.
+    The pair is one that `check_pair` has passed. A partial field of view, or no mask, is refused unless
+    `allow_partial`, which takes what is there. InputError with every reason for a pair that cannot be used.
     """
-    problems = pair_problems(ct, suv)
-    if problems:
-        raise InputError(problems)
     places = {} if labels is None else organ_places(labels)
     view = _view(ct, suv, labels, places)
     problems = place_problems(places, view)
@@ -121,7 +125,7 @@ def fit_volume(ct: Volume, suv: Volume, labels: Volume | None, *, allow_partial:
 
 def _view(ct: Volume, suv: Volume, labels: Volume | None, places: Mapping[str, Place]) -> FieldOfView:
     """What the mask asks for along z, of what both images show."""
-    (ct_low, ct_high), (pet_low, pet_high) = box_mm(ct), box_mm(suv)
+    (ct_low, ct_high), (pet_low, pet_high) = ct.box_mm, suv.box_mm
     low, high = float(max(ct_low[2], pet_low[2])), float(min(ct_high[2], pet_high[2]))
     if labels is None:
         return FieldOfView(low, high, ("there is no organ mask to tell where clavicles and sacrum are",))
@@ -130,7 +134,7 @@ def _view(ct: Volume, suv: Volume, labels: Volume | None, places: Mapping[str, P
 
 def _around_body(ct: Volume, view: FieldOfView) -> tuple[Grid, float]:
     """The method's grid around the body in the field of view, and what part of the body (0 to 1) it leaves out."""
-    low, high = box_mm(ct)
+    low, high = ct.box_mm
     low[2], high[2] = view.low_mm, view.high_mm
     coarse = covering(low, high, _COARSE_MM)
     hu, _ = sample(ct, coarse, AIR_HU)
@@ -185,14 +189,7 @@ def _doubts(view: FieldOfView, places: Mapping[str, Place], of: Sketch, cut: flo
 
 
 def save_volume(folder: Folder, subject_id: str, volume: TrainingVolume) -> Saved:
-    """Write ct/<id>.npy (int16 HU) and suv/<id>.npy (float16 g/ml), each whole or not at all, as `vtrial train` reads
-    them; gives their sizes and the row. OSError if they cannot be written."""
-    arrays: dict[str, NDArray[Any]] = {"ct": volume.pet_ct.ct_hu, "suv": volume.pet_ct.suv.astype(np.float16)}
-    files, row = {}, dict(volume.row)
-    for kind, array in arrays.items():
-        buffer = io.BytesIO()
-        np.save(buffer, np.ascontiguousarray(array), allow_pickle=False)
-        name = f"{kind}/{subject_id}.npy"
-        folder.write(name, buffer.getvalue())
-        files[name], row[f"{kind}_path"] = buffer.tell(), name
-    return Saved(files, row)
+    """Write the arrays of a volume (`imaging.scans.save_arrays`) and give their sizes and its row; OSError if that
+    cannot be."""
+    saved = save_arrays(folder, subject_id, volume.pet_ct)
+    return Saved(saved.files, {**volume.row, **saved.row})

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from vtrial.execution import Resources, Saved
-from vtrial.imaging.dicom.series import Volume
 from vtrial.imaging.files import nifti_bytes, nifti_from_bytes, spacing_of
+from vtrial.imaging.volume import Volume
 from vtrial.preparation.sources.study import Study
-from vtrial.preparation.volume import TrainingVolume, ct_to_segment, fit_volume, save_volume
+from vtrial.preparation.volume import TrainingVolume, check_pair, ct_to_segment, fit_volume, save_volume
 from vtrial.records import InputError
 from vtrial.storage import Folder, open_folder
 
@@ -29,7 +29,8 @@ class PrepareWork:
     def make(self, study: Study) -> TrainingVolume | tuple[str, ...]:
         """The training volume of a study, or why there is none; exceptions are the executor's to retry."""
         try:
-            ct, suv = study.load()
+            ct, suv = _loaded(study)
+            check_pair(ct, suv)
             labels = None if self.segment is None else self._labels(ct, suv)
             return fit_volume(ct, suv, labels, allow_partial=self.allow_partial)
         except InputError as error:
@@ -49,6 +50,16 @@ class PrepareWork:
             return Saved({}, known | {REASONS: list(product)})
         saved = save_volume(self.folder, study.subject_id, product)
         return Saved(saved.files, known | saved.row)
+
+
+def _loaded(study: Study) -> tuple[Volume, Volume]:
+    """The study's CT and PET; what goes wrong unforeseen is told without its words, as they may quote a file's name."""
+    try:
+        return study.load()
+    except InputError:
+        raise
+    except Exception as error:
+        raise RuntimeError(f"{type(error).__name__} while the study was read") from None
 
 
 @dataclass(frozen=True)

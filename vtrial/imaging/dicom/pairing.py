@@ -17,12 +17,12 @@ from vtrial.imaging.dicom.decay import PetHeader
 from vtrial.imaging.dicom.headers import Image
 from vtrial.imaging.dicom.series import Series, series_of
 from vtrial.imaging.dicom.suv import SuvConversion, Tracer, is_attenuation_corrected, suv_conversion
+from vtrial.imaging.volume import covered_length
 from vtrial.records import InputError
 
 Labelled = tuple[str, list[Image]]
 
 _ALIKE_MM = 10.0
-_LEAST_IN_PLANE = 0.5  # of the smaller field of view
 _WHOLE = 0.99
 
 
@@ -92,7 +92,7 @@ def choose_ct(found: Sequence[Labelled], pet: Series, least_coverage: float) -> 
         except InputError as error:
             problems.extend(error.problems)
             continue
-        covered = coverage(series, pet)
+        covered = covered_length(series.box_mm, pet.box_mm)
         if covered < least_coverage or covered == 0.0:
             problems.append(
                 f"{label}: covers {covered:.0%} of the PET's length, side by side in part at least; "
@@ -123,16 +123,6 @@ def _ct_preference(ct: Series, covered: float, pet: Series) -> tuple[float, bool
 
 def _is_axial(series: Series) -> bool:
     return bool(np.argmax(np.abs(series.affine[:3, 2])) == 2)
-
-
-def coverage(ct: Series, pet: Series) -> float:
-    """The part of the PET's length (along the body) that the CT covers; 0 where they do not lie side by side."""
-    (ct_low, ct_high), (pet_low, pet_high) = ct.box_mm, pet.box_mm
-    common = np.minimum(ct_high, pet_high) - np.maximum(ct_low, pet_low)
-    smaller = np.minimum(ct_high - ct_low, pet_high - pet_low)
-    if (common[:2] < _LEAST_IN_PLANE * smaller[:2]).any() or common[2] <= 0.0:
-        return 0.0
-    return float(min(common[2] / (pet_high[2] - pet_low[2]), 1.0))
 
 
 def _pet(image: Image) -> PetHeader:

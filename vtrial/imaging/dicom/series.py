@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
-import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
 from vtrial.imaging.dicom.headers import Image, Kind, read_pixels
-from vtrial.imaging.files import spacing_of
+from vtrial.imaging.volume import Affine, Box, Volume, box_of, upright
 from vtrial.records import InputError
 
 FEWEST_SLICES = 10  # less is a scout, a snapshot or a scrap, and no volume
@@ -26,22 +25,6 @@ _LARGEST = 2048  # columns or rows
 _SAME_PLACE_MM = 0.02
 _UNEVEN = 0.1  # of a step
 _TILT_DEGREES = 0.5
-_axes: Any = nibabel.orientations  # not typed
-
-Affine = NDArray[np.float64]
-
-
-@dataclass(frozen=True, eq=False)
-class Volume:
-    """Voxels (x, y, z) with their 4x4 affine to world millimetres; the axes run to the right, front and head."""
-
-    voxels: NDArray[Any]
-    affine: Affine
-
-    @property
-    def spacing_mm(self) -> tuple[float, float, float]:
-        """Voxel size along x, y, z."""
-        return spacing_of(self.affine)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -71,12 +54,9 @@ class Series:
         return [place[0] for place in self.places]
 
     @property
-    def box_mm(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """The lowest and the highest corner (RAS) of the field of view, voxel edges included."""
-        ends = np.array([(-0.5, size - 0.5) for size in self.shape])
-        corners = np.stack(np.meshgrid(*ends, indexing="ij"), axis=-1).reshape(-1, 3)
-        world = corners @ self.affine[:3, :3].T + self.affine[:3, 3]
-        return world.min(axis=0), world.max(axis=0)
+    def box_mm(self) -> Box:
+        """The field of view, voxel edges included."""
+        return box_of(self.shape, self.affine)
 
 
 def stacks(images: Iterable[Image]) -> list[list[Image]]:
@@ -172,7 +152,7 @@ def read_ct(series: Series) -> Volume:
         if image.padding is not None:
             hu[stored == image.padding] = AIR_HU
         voxels[k] = hu
-    return _upright(voxels, series.affine)
+    return upright(voxels.transpose(2, 1, 0), series.affine)
 
 
 def read_pet(series: Series, factors: Iterable[float]) -> Volume:
@@ -182,7 +162,7 @@ def read_pet(series: Series, factors: Iterable[float]) -> Volume:
     for k, ((image, stored), factor) in enumerate(zip(_values(series), factors, strict=True)):
         slope, intercept = _rescale(image, series.where)
         voxels[k] = (slope * stored + intercept) * factor
-    return _upright(voxels, series.affine)
+    return upright(voxels.transpose(2, 1, 0), series.affine)
 
 
 def _rescale(image: Image, where: str) -> tuple[float, float]:
@@ -213,11 +193,3 @@ def _values(series: Series) -> Iterator[tuple[Image, NDArray[np.float64]]]:
                     "reconstructions under one name): keep one of them"
                 )
         yield place[0], arrays[0]
-
-
-def _upright(voxels: NDArray[Any], affine: Affine) -> Volume:
-    """Slices (place, row, column) as a volume whose axes run to the right, front and head."""
-    array = voxels.transpose(2, 1, 0)
-    turn = _axes.io_orientation(affine)
-    turned = np.ascontiguousarray(_axes.apply_orientation(array, turn))
-    return Volume(turned, np.asarray(affine @ _axes.inv_ornt_aff(turn, array.shape), dtype=np.float64))

@@ -17,11 +17,10 @@ from vtrial.imaging.dicom.folder import FolderContent, Shown, read_folder
 from vtrial.imaging.dicom.headers import Identity, Image
 from vtrial.imaging.dicom.pairing import Labelled, choose_ct, choose_pet
 from vtrial.imaging.dicom.people import Person, agreed_person
-from vtrial.imaging.dicom.series import Series, Volume, read_ct, read_pet, stacks
+from vtrial.imaging.dicom.series import Series, read_ct, read_pet, stacks
 from vtrial.imaging.dicom.suv import SuvConversion, Tracer
+from vtrial.imaging.volume import LEAST_COVERAGE, Volume
 from vtrial.records import InputError
-
-LEAST_COVERAGE = 0.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +80,7 @@ def find_studies(root: Path, *, tracer: Tracer = "fdg", least_coverage: float = 
         where = shown(_common(images))
         number = numbers.setdefault(images[0].identity.patient or images[0].identity.study_uid, len(numbers) + 1)
         try:
-            studies.append(_study(images, number, where, shown, tracer, least_coverage))
+            studies.append(_study(images, number, where, tracer, least_coverage))
         except InputError as error:
             left_out.append(LeftOut(where, error.problems))
     return DicomCollection(tuple(studies), tuple(left_out), content.others)
@@ -106,20 +105,18 @@ def _common(images: Iterable[Image]) -> Path:
     return Path(os.path.commonpath([image.path.parent for image in images]))
 
 
-def _study(
-    images: list[Image], patient: int, where: str, shown: Shown, tracer: Tracer, least_coverage: float
-) -> DicomStudy:
+def _study(images: list[Image], patient: int, where: str, tracer: Tracer, least_coverage: float) -> DicomStudy:
     identity = images[0].identity
     if not identity.study_uid:
-        raise InputError(f"{where}: StudyInstanceUID is missing: what belongs together is not known")
+        raise InputError("StudyInstanceUID is missing: what belongs together is not known")
     if len({image.identity.patient for image in images}) > 1:
-        raise InputError(f"{where}: one StudyInstanceUID with several PatientIDs: whose images these are is not known")
-    labelled = _labelled(stacks(images), shown)
+        raise InputError("one StudyInstanceUID with several PatientIDs: whose images these are is not known")
+    labelled = _labelled(stacks(images))
     pets = [(label, stack) for label, stack in labelled if stack[0].kind == "PT"]
     cts = [(label, stack) for label, stack in labelled if stack[0].kind == "CT"]
     missing = [name for name, some in (("PET", pets), ("CT", cts)) if not some]
     if missing:
-        raise InputError(f"{where}: the study has no {' and no '.join(missing)} series")
+        raise InputError(f"the study has no {' and no '.join(missing)} series")
     pet, conversion, pet_notes = choose_pet(pets, tracer)
     ct, covered, ct_notes = choose_ct(cts, pet, least_coverage)
     person = agreed_person([image.person for image in (*pet.images, *ct.images)])
@@ -128,13 +125,11 @@ def _study(
     return DicomStudy(patient, where, person, conversion, covered, notes, ct, pet, identity)
 
 
-def _labelled(found: list[list[Image]], shown: Shown) -> list[Labelled]:
-    """Each stack with its folder, kind and size, and a number where a folder holds several of a kind."""
-    folders = [(shown(_common(stack)), "PET" if stack[0].kind == "PT" else "CT") for stack in found]
-    several, count = Counter(folders), Counter[tuple[str, str]]()
+def _labelled(found: list[list[Image]]) -> list[Labelled]:
+    """Each stack by its kind and size, and a number where there are several of a kind; folders may name somebody."""
+    kinds = ["PET" if stack[0].kind == "PT" else "CT" for stack in found]
     labelled = []
-    for (folder, kind), stack in zip(folders, found, strict=True):
-        count[folder, kind] += 1
-        number = f" {count[folder, kind]}" if several[folder, kind] > 1 else ""
-        labelled.append((f"{folder}, {kind} series{number} of {len(stack)} images", stack))
+    for i, (kind, stack) in enumerate(zip(kinds, found, strict=True)):
+        number = f" {kinds[: i + 1].count(kind)}" if kinds.count(kind) > 1 else ""
+        labelled.append((f"the {kind} series{number} of {len(stack)} images", stack))
     return labelled

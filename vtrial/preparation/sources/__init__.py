@@ -5,7 +5,20 @@
 get new ids; what the source calls them is in `Origin` alone, which nothing shows but the key that a user asks for.
 """
 
-from vtrial.preparation.sources.find import find_studies
+from vtrial.preparation.sources.find import find_studies, scanned_people
+from vtrial.preparation.sources.people import NOBODY, PERSON_COLUMNS
 from vtrial.preparation.sources.study import Collection, LeftOut, Loader, Origin, Study, source_key, write_key
 
-__all__ = ["Collection", "LeftOut", "Loader", "Origin", "Study", "find_studies", "source_key", "write_key"]
+__all__ = [
+    "NOBODY",
+    "PERSON_COLUMNS",
+    "Collection",
+    "LeftOut",
+    "Loader",
+    "Origin",
+    "Study",
+    "find_studies",
+    "scanned_people",
+    "source_key",
+    "write_key",
+]

@@ -1,21 +1,17 @@
-"""Collections of DICOM: what `vtrial.imaging.dicom` finds, without the folders' names in what is told of it."""
+"""Collections of DICOM: what `vtrial.imaging.dicom` finds, under the names of this package."""
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vtrial.imaging.dicom.series import Volume
 from vtrial.imaging.dicom.studies import DicomStudy, find_studies, read_study
 from vtrial.imaging.dicom.suv import Tracer
+from vtrial.imaging.volume import Volume
 from vtrial.preparation.sources.study import Candidate, Fact, Origin
 from vtrial.records import InputError
-
-# How studies.py calls a series: its folder, then this.
-_SERIES = re.compile(r"(?P<passed>passed over: )?.*, (?P<series>(?:PET|CT) series(?: \d+)? of \d+ images)", re.DOTALL)
 
 
 @dataclass(frozen=True, repr=False)
@@ -26,22 +22,16 @@ class DicomPair:
 
     def __call__(self) -> tuple[Volume, Volume]:
         """CT in HU (int16) and PET in SUV (float32, g/ml), each on its own grid; InputError with the reason."""
-        try:
-            return read_study(self.study)
-        except InputError as error:
-            raise InputError([placeless(problem, self.study.where) for problem in error.problems]) from None
+        return read_study(self.study)
 
 
-def dicom_candidates(root: Path, tracer: Tracer, least_coverage: float) -> tuple[list[Candidate], Mapping[str, int]]:
+def dicom_candidates(root: Path, tracer: Tracer) -> tuple[list[Candidate], Mapping[str, int]]:
     """The studies under a folder, those that cannot be used with their reasons, and the files of other kinds."""
     try:
-        found = find_studies(root, tracer=tracer, least_coverage=least_coverage)
+        found = find_studies(root, tracer=tracer)
     except InputError:  # no image is there
         return [], {}
-    unusable = [
-        Candidate(Origin(left.where), reasons=tuple(placeless(reason, left.where) for reason in left.reasons))
-        for left in found.left_out
-    ]
+    unusable = [Candidate(Origin(left.where), reasons=left.reasons) for left in found.left_out]
     return [*(_candidate(root, study) for study in found.studies), *unusable], found.others
 
 
@@ -49,7 +39,6 @@ def _candidate(root: Path, study: DicomStudy) -> Candidate:
     files = [image.path for series in (study.ct, study.pet) for place in series.places for image in place]
     place = Path(os.path.commonpath([file.parent for file in files]))
     path = place.relative_to(root).as_posix()
-    told = (placeless(note, study.where) for note in study.notes if note not in study.person.doubts)
     facts: dict[str, Fact] = {"suv_from": study.conversion.method, "ct_coverage": round(study.coverage, 3)}
     if study.conversion.uptake_s is not None:
         facts["uptake_min"] = round(study.conversion.uptake_s / 60.0, 1)
@@ -60,15 +49,5 @@ def _candidate(root: Path, study: DicomStudy) -> Candidate:
         load=DicomPair(study),
         person=study.person,
         facts=facts,
-        notes=tuple(told),
-    )
-
-
-def placeless(text: str, where: str) -> str:
-    """A reason or note of `vtrial.imaging.dicom` without the folder that it begins with.
-
-    What headers call a person is not in it, but a folder may be named after somebody whom its headers do not name.
-    """
-    return _SERIES.sub(lambda found: f"{found['passed'] or ''}the {found['series']}", text, count=1).removeprefix(
-        f"{where}: "
+        notes=tuple(note for note in study.notes if note not in study.person.doubts),
     )

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from vtrial.imaging.dicom.studies import LEAST_COVERAGE
 from vtrial.imaging.dicom.suv import Tracer
+from vtrial.imaging.discovery import FoundScan
 from vtrial.preparation.sources.content import fingerprint, twins_of
 from vtrial.preparation.sources.dicoms import dicom_candidates
 from vtrial.preparation.sources.listed import listed_candidates
-from vtrial.preparation.sources.niftis import nifti_candidates
+from vtrial.preparation.sources.niftis import called, nifti_candidates
 from vtrial.preparation.sources.people import NOBODY, person_of, together
 from vtrial.preparation.sources.study import Candidate, Collection, Kind, LeftOut, Study
 from vtrial.preparation.sources.tables import (
@@ -30,13 +30,7 @@ from vtrial.records import InputError
 _FORMS: Mapping[Kind, str] = {"dicom": "DICOM", "pairs": "CTres and SUV files", "nnunet": "nnU-Net cases"}
 
 
-def find_studies(
-    source: str | Path,
-    demographics: str | Path | None = None,
-    *,
-    tracer: Tracer = "fdg",
-    least_coverage: float = LEAST_COVERAGE,
-) -> Collection:
+def find_studies(source: str | Path, demographics: str | Path | None = None, *, tracer: Tracer = "fdg") -> Collection:
     """The PET/CT studies of a source: a folder of DICOM, FDG-PET-CT-Lesions or nnU-Net raw, or a table of paths.
 
     `demographics` is a table to join. Tables in a folder of NIfTI files, or beside it, fill what it leaves open, and
@@ -45,7 +39,7 @@ def find_studies(
     no study here. No file under the source is named in it, as its name may be somebody's.
     """
     place = Path(source).expanduser().absolute()
-    kind, candidates, notes = _recognised(place, tracer, least_coverage)
+    kind, candidates, notes = _recognised(place, tracer)
     joined = _joined(place, kind, candidates, demographics)
     notes += [f"{j.strangers} rows of demographics are about no study here" for j in joined if j.strangers]
     if joined:
@@ -73,15 +67,15 @@ def _id(i: int) -> str:
     return f"s{i + 1:04d}"
 
 
-def _recognised(place: Path, tracer: Tracer, least_coverage: float) -> tuple[Kind, list[Candidate], list[str]]:
+def _recognised(place: Path, tracer: Tracer) -> tuple[Kind, list[Candidate], list[str]]:
     """The form of a collection, what it offers in an order that depends on names alone, and notes."""
     if place.is_file():
-        candidates, notes = listed_candidates(place, least_coverage)
+        candidates, notes = listed_candidates(place)
         return "table", candidates, notes
     if not place.is_dir():
         raise InputError(f"{place}: nothing is there; name a folder of PET/CT studies, or a table of their paths")
-    found = nifti_candidates(place, tracer, least_coverage)
-    found["dicom"], others = dicom_candidates(place, tracer, least_coverage)
+    found = nifti_candidates(place, tracer)
+    found["dicom"], others = dicom_candidates(place, tracer)
     usable = {kind: sum(not c.reasons for c in some) for kind, some in found.items()}
     forms = [kind for kind, count in usable.items() if count]
     if len(forms) > 1:
@@ -97,11 +91,21 @@ def _recognised(place: Path, tracer: Tracer, least_coverage: float) -> tuple[Kin
     return kind, everything, [f"{count} {what}: passed over" for what, count in others.items() if kind == "dicom"]
 
 
+def scanned_people(root: Path, scans: Sequence[FoundScan]) -> list[Candidate]:
+    """The scans found in a folder with what the tables there, or beside it, say of their people."""
+    candidates = [Candidate(*called(scan)) for scan in scans]
+    joined = _beside(root, candidates)
+    return [_with_people(i, candidate, joined, "any") for i, candidate in enumerate(candidates)]
+
+
 def _joined(place: Path, kind: Kind, candidates: Sequence[Candidate], demographics: str | Path | None) -> list[Joined]:
     """The table asked for, then those beside NIfTI files that are about any of them."""
-    tables = tables_beside(place) if kind in ("pairs", "nnunet") else []
-    beside = [joined for table in tables if (joined := join(table, candidates)).rows]
+    beside = _beside(place, candidates) if kind in ("pairs", "nnunet") else []
     return beside if demographics is None else [_asked(Path(demographics).expanduser(), place, candidates), *beside]
+
+
+def _beside(place: Path, candidates: Sequence[Candidate]) -> list[Joined]:
+    return [joined for table in tables_beside(place) if (joined := join(table, candidates)).rows]
 
 
 def _asked(path: Path, place: Path, candidates: Sequence[Candidate]) -> Joined:
@@ -156,8 +160,8 @@ def _patients(candidates: Sequence[Candidate], joined: Sequence[Joined], twins: 
 
     own = [folded(c.origin.patient) or f"\0{i}" for i, c in enumerate(candidates)]
     for each in joined:
-        for i, called in each.patients.items():
-            unite(own[i], folded(called))
+        for i, name in each.patients.items():
+            unite(own[i], folded(name))
     for i, j in twins.items():
         unite(own[i], own[j])
     return [hashlib.sha256(root(label).encode("utf-8", "surrogateescape")).hexdigest()[:16] for label in own]

@@ -23,7 +23,7 @@ from vtrial.preparation.sources.tables import (
 from vtrial.records import InputError
 
 
-def listed_candidates(path: Path, least_coverage: float) -> tuple[list[Candidate], list[str]]:
+def listed_candidates(path: Path) -> tuple[list[Candidate], list[str]]:
     """The studies of a table in its order, and notes about it; InputError where it has no columns of paths.
 
     Paths are relative to the table's folder, or absolute. Rows with one PatientID (or subject_id) are of one person;
@@ -34,9 +34,7 @@ def listed_candidates(path: Path, least_coverage: float) -> tuple[list[Candidate
     alone = {plain(column) for column in table.columns}.isdisjoint(PATIENT_COLUMNS)
     notes = ["the table has no column PatientID: each row was taken to be of another person"] if alone else []
     people = usual_people(table).rows
-    return [
-        _candidate(raw, row, path.parent, least_coverage) for raw, row in zip(table.rows, people, strict=True)
-    ], notes
+    return [_candidate(raw, row, path.parent) for raw, row in zip(table.rows, people, strict=True)], notes
 
 
 def _check_columns(table: Table) -> None:
@@ -50,12 +48,12 @@ def _check_columns(table: Table) -> None:
         raise InputError([*problems, f"{table.path}: it has the columns {', '.join(table.columns)}"])
 
 
-def _candidate(raw: Row, row: Row, folder: Path, least_coverage: float) -> Candidate:
+def _candidate(raw: Row, row: Row, folder: Path) -> Candidate:
     ct, suv = cell_of(raw, CT_COLUMNS), cell_of(raw, SUV_COLUMNS)
     origin = Origin(ct or suv, cell_of(raw, PATIENT_COLUMNS))
     if ct and suv:
         ct_file, suv_file = (folder / Path(cell).expanduser() for cell in (ct, suv))
-        candidate = pair_candidate(origin, (), ct_file, suv_file, least_coverage)
+        candidate = pair_candidate(origin, (), ct_file, suv_file)
     else:
         pathless = tuple(f"the row has no path of the {what}" for what, cell in (("CT", ct), ("SUV", suv)) if not cell)
         candidate = Candidate(origin, reasons=pathless)

@@ -59,7 +59,7 @@ class LinkedFolder(LocalFolder):
                     yield Path(entry)
 
 
-def nifti_candidates(root: Path, tracer: Tracer, least_coverage: float) -> dict[Kind, list[Candidate]]:
+def nifti_candidates(root: Path, tracer: Tracer) -> dict[Kind, list[Candidate]]:
     """The pairs and the cases under a folder; one of whose files is missing has its reason."""
     found: dict[Kind, list[Candidate]] = {"pairs": [], "nnunet": []}
     try:
@@ -67,42 +67,48 @@ def nifti_candidates(root: Path, tracer: Tracer, least_coverage: float) -> dict[
     except InputError:  # none are there
         return found
     for scan in scans:
-        if _CASE.fullmatch(PurePosixPath(scan.ct).name):
-            found["nnunet"].append(_case(root, scan, tracer, least_coverage))
+        origin, names = called(scan)
+        if match := _CASE.fullmatch(scan.ct):
+            found["nnunet"].append(_case(root, match, origin, names, tracer))
         else:
-            found["pairs"].append(_pair(root, scan, least_coverage))
+            found["pairs"].append(pair_candidate(origin, names, root / scan.ct, root / scan.suv))
     return found
 
 
-def _pair(root: Path, scan: FoundScan, least_coverage: float) -> Candidate:
-    place = PurePosixPath(scan.ct).parent
-    origin = Origin(str(place), scan.patient)
-    names = (f"{scan.patient}/{place.name}", place.name)
-    return pair_candidate(origin, names, root / scan.ct, root / scan.suv, least_coverage)
+def called(scan: FoundScan) -> tuple[Origin, tuple[str, ...]]:
+    """Where a scan lies and whose it is by its name, and what a table may call it.
 
-
-def _case(root: Path, scan: FoundScan, tracer: Tracer, least_coverage: float) -> Candidate:
-    """A case of channels. AutoPET III's names hold tracer, patient and study."""
+    AutoPET III's cases hold tracer, patient and study.
+    """
     match = _CASE.fullmatch(scan.ct)
-    assert match is not None, "the caller has looked"
+    if match is None:
+        place = PurePosixPath(scan.ct).parent
+        return Origin(str(place), scan.patient), (f"{scan.patient}/{place.name}", place.name, scan.subject_id)
     case = PurePosixPath(match["case"])
-    patient = scan.patient
-    names: tuple[str, ...] = (case.name,)
-    if traced := _TRACED.fullmatch(case.name):
-        fdg = traced["tracer"].lower() == "fdg"
-        patient = f"{'PETCT' if fdg else 'PSMA'}_{traced['patient']}"
-        names = (case.name, f"{patient}/{traced['study']}")
-        if not fdg and tracer == "fdg":
-            reason = "its name says PSMA and not FDG: --tracer any takes it"
-            return Candidate(Origin(str(case), patient), names, reasons=(reason,))
+    traced = _TRACED.fullmatch(case.name)
+    if traced is None:
+        return Origin(str(case), scan.patient), (case.name, scan.subject_id)
+    patient = f"{'PETCT' if _is_fdg(traced) else 'PSMA'}_{traced['patient']}"
+    return Origin(str(case), patient), (case.name, scan.subject_id, f"{patient}/{traced['study']}")
+
+
+def _is_fdg(traced: re.Match[str]) -> bool:
+    return traced["tracer"].lower() == "fdg"
+
+
+def _case(root: Path, match: re.Match[str], origin: Origin, names: tuple[str, ...], tracer: Tracer) -> Candidate:
+    case = PurePosixPath(match["case"])
+    traced = _TRACED.fullmatch(case.name)
+    if traced and not _is_fdg(traced) and tracer == "fdg":
+        return Candidate(origin, names, reasons=("its name says PSMA and not FDG: --tracer any takes it",))
     ct, suv = (root / f"{case}_{channel:04d}{match['ending']}" for channel in _channels(root / case.parent))
-    return pair_candidate(Origin(str(case), patient), names, ct, suv, least_coverage)
+    return pair_candidate(origin, names, ct, suv)
 
 
-def pair_candidate(origin: Origin, names: tuple[str, ...], ct: Path, suv: Path, least_coverage: float) -> Candidate:
+def pair_candidate(origin: Origin, names: tuple[str, ...], ct: Path, suv: Path) -> Candidate:
     """What two files offer by their looks; their content is read by the loader alone."""
     reasons = tuple(reason for what, file in (("CT", ct), ("SUV", suv)) if (reason := _missing(what, file)))
-    return Candidate(origin, names, (ct, suv), NiftiPair(ct, suv, least_coverage), reasons=reasons)
+    return Candidate(origin, names, (ct, suv), NiftiPair(ct, suv), reasons=reasons)
 
 
 def _missing(what: str, file: Path) -> str:

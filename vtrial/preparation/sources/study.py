@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from vtrial.imaging.dicom.people import Person
-from vtrial.imaging.dicom.series import Volume
+from vtrial.imaging.volume import Volume
 from vtrial.records import InputError
 from vtrial.storage import write_atomic
 
@@ -35,8 +35,19 @@ class Origin:
     study_uid: str = ""
 
 
+class Numbered:
+    """What has an id of the form s0001."""
+
+    subject_id: str
+
+    @property
+    def index(self) -> int:
+        """The number in the id, by which a journal goes."""
+        return int(self.subject_id.removeprefix("s"))
+
+
 @dataclass(frozen=True, eq=False)
-class Study:
+class Study(Numbered):
     """A PET/CT to prepare, not read yet: `load` does.
 
     `subject_id` is new (s0001, …) and says nothing about the person. `person` has what is known of sex, age, height and
@@ -56,7 +67,7 @@ class Study:
 
 
 @dataclass(frozen=True, eq=False)
-class LeftOut:
+class LeftOut(Numbered):
     """A study, or files, that cannot be used, and every reason why. It has an id, so that the key can tell which."""
 
     subject_id: str

@@ -1,8 +1,8 @@
-"""A collection of ours in the form in which FDG-PET-CT-Lesions is shipped, for tools that know that data set.
+"""How FDG-PET-CT-Lesions names its files and people: a collection of ours for tools that know that data set.
 
-    <out>/PETCT_<10 hex digits>/<MM-DD-YYYY>-NA-<description>-<5 digits>/{CTres,SUV,SEG}.nii.gz
-    <out>/fdg_metadata.csv    one row a series (CT, PT, SEG), age as DICOM writes it (`060Y`)
-    <out>/demographics.csv    one row a study, with the height and weight that the data set's own table does not have
+    PETCT_<10 hex digits>/<MM-DD-YYYY>-NA-<description>-<5 digits>/{CTres,SUV,SEG}.nii.gz
+    fdg_metadata.csv    one row a series (CT, PT, SEG), age as DICOM writes it (`060Y`)
+    demographics.csv    one row a study, with the height and weight that the data set's own table does not have
 
 Gatidis et al. 2022, doi 10.1038/s41597-022-01718-3, and the columns of the NBIA's metadata tables. Names, dates and
 UIDs are made from a hash of the subject, so the same subjects give the same collection; no such study took place.
@@ -15,17 +15,13 @@ import hashlib
 import io
 import re
 import uuid
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
-from pathlib import Path
-
-import numpy as np
 
 from vtrial.geometry import SHAPE
-from vtrial.imaging.files import CT_NAME, SUV_NAME, nifti_bytes
-from vtrial.records import PetCt, Subject
-from vtrial.storage import write_atomic
+from vtrial.records import Subject
+from vtrial.storage import Folder
 
 COLLECTION = "FDG-PET-CT-Lesions"
 SEG_NAME = "SEG.nii.gz"
@@ -74,34 +70,11 @@ def study_name(subject: Subject) -> StudyName:
     return StudyName(f"PETCT_{digest.hex()[:10]}", f"{day:%m-%d-%Y}-NA-{_DESCRIPTION}-{number:05d}", day, digest)
 
 
-def write_autopet(out: Path, subjects: Sequence[Subject], read: Callable[[Subject], PetCt]) -> list[Path]:
-    """Write the studies of subjects, whose volumes `read` gives, and the tables of all; gives the studies' folders.
-
-    A study whose three files are there is left as it is, so the same call goes on after an interruption. OSError if a
-    file cannot be written, and whatever `read` raises; what is written is whole.
-    """
-    folders = []
-    for subject in subjects:
-        folder = out / study_name(subject).folder
-        if not all((folder / name).is_file() for name in (CT_NAME, SUV_NAME, SEG_NAME)):
-            write_study(folder, read(subject))
-        folders.append(folder)
-    write_tables(out, subjects)
-    return folders
-
-
-def write_study(folder: Path, pet_ct: PetCt) -> None:
-    """Write CT (int16 HU), PET (float32 SUV) and a mask without lesions (uint8) of one grid; OSError if it cannot."""
-    lesions = np.zeros(pet_ct.ct_hu.shape, dtype=np.uint8)
-    for name, array in ((CT_NAME, pet_ct.ct_hu), (SUV_NAME, pet_ct.suv), (SEG_NAME, lesions)):
-        write_atomic(folder / name, nifti_bytes(array, pet_ct.spacing_mm)[0])
-
-
-def write_tables(out: Path, subjects: Sequence[Subject]) -> None:
+def write_tables(folder: Folder, subjects: Sequence[Subject]) -> None:
     """Write the data set's own table and the one of demographics; OSError if that cannot be."""
-    write_atomic(out / METADATA, _csv(_COLUMNS, (row for subject in subjects for row in _metadata(subject))))
+    folder.write(METADATA, _csv(_COLUMNS, (row for subject in subjects for row in _metadata(subject))))
     columns = ("study", "subject_id", "sex", "age_years", "height_cm", "weight_kg", "diagnosis")
-    write_atomic(out / DEMOGRAPHICS, _csv(columns, map(_demographics, subjects)))
+    folder.write(DEMOGRAPHICS, _csv(columns, map(_demographics, subjects)))
 
 
 def _csv(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> bytes:
