@@ -20,7 +20,7 @@ from vtrial.diffusion.network import NetworkConfig
 from vtrial.diffusion.sampler import SamplerConfig
 from vtrial.diffusion.weights import WEIGHT_FILES, ModelCard, StageCard, save_weights, write_card
 from vtrial.records import Support
-from vtrial.training import read_config
+from vtrial.training import Job, read_config
 from vtrial.training.checkpoint import CHECKPOINT
 
 STRATA = (
@@ -316,22 +316,20 @@ def test_a_fresh_stage_is_sampled_over_the_noise_it_was_trained_on(
 ) -> None:
     exported: dict[str, SamplerConfig] = {}
 
-    def trained(settings: object, data: Path, folder: Path, **unused: object) -> None:
-        folder.mkdir(parents=True)
-        (folder / CHECKPOINT).touch()
+    def trained(job: Job, progress: object) -> None:
+        job.out.mkdir(parents=True)
+        (job.out / CHECKPOINT).touch()
 
-    monkeypatch.setattr(vtrial.pipeline.training, "fit", trained)
     monkeypatch.setattr(
         vtrial.pipeline.training, "export_model", lambda out, runs, samplers, **unused: exported.update(samplers)
     )
     for config, highest in (("paper-global", 80.0), ("bundled-super-resolution", 20.0)):
         path = repository / "configs" / f"{config}.toml"
-        vtrial.pipeline.train(path, tmp_path, tmp_path / config, lambda line: None)
+        vtrial.pipeline.train(path, tmp_path, tmp_path / config, lambda line: None, trainer=trained)
         assert exported[read_config(path).stage].sigma_max == highest
     for stage in ("global", "global-detail"):  # the expert knows 0.01 to 8, and takes over in the middle
-        vtrial.pipeline.train(
-            repository / "configs" / f"bundled-{stage}.toml", tmp_path, tmp_path / "experts", lambda line: None
-        )
+        path = repository / "configs" / f"bundled-{stage}.toml"
+        vtrial.pipeline.train(path, tmp_path, tmp_path / "experts", lambda line: None, trainer=trained)
     assert (exported["global"].sigma_max, exported["global"].sigma_min) == (2000.0, 0.01)
     assert exported["global-detail"].sigma_max == 4.0
 

@@ -208,8 +208,7 @@ def test_accumulated_parts_give_the_gradient_of_the_batch(data: Path) -> None:
         config = tiny("global", microbatch=size)
         state = new_state(config, measure_scaling(config, source), source.support, source.device)
         results.append([r.loss for r in islice(steps(config, source, state), 4)])
-    # noise is drawn part by part, so the sums agree only for the first step's untrained network: F = 0
-    assert results[0][0] == pytest.approx(results[1][0], rel=0.05)
+    assert results[0] == pytest.approx(results[1], rel=1e-3)
 
 
 def test_steps_that_are_not_finite_are_skipped_and_counted(data: Path) -> None:
@@ -232,9 +231,7 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(data: Path) -> None:
 
 @pytest.mark.parametrize(
     "path",
-    sorted(
-        {*Path("configs").glob("*.toml")} - {Path("configs/analysis.toml"), Path("configs/segmenter-phantom-v1.toml")}
-    ),
+    sorted(path for path in Path("configs").glob("*.toml") if not path.stem.startswith(("analysis", "segmenter"))),
     ids=lambda p: p.stem,
 )
 def test_shipped_configurations_are_valid(path: Path) -> None:
@@ -302,10 +299,12 @@ def test_a_new_run_can_start_from_a_model(data: Path, tmp_path: Path) -> None:
         train(tiny("super-resolution", steps=2), data, tmp_path / "third", start_from=tmp_path / "model")
 
 
-def test_weights_above_16_mib_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="16"):
-        save_weights(tmp_path / "w.safetensors", {"a": torch.zeros(3000, 3000)})
-    assert list(tmp_path.iterdir()) == []
+def test_weights_of_the_papers_size_are_stored(tmp_path: Path) -> None:
+    """Bundled ones are small (test_bundled_model); those of 78.8 M parameters are not."""
+    kernel = torch.linspace(-1.0, 1.0, 80 * 10**6).view(80, 10**6, 1, 1, 1)
+    digest = save_weights(tmp_path / "w.safetensors", {"a": kernel}, eight_bits=True)
+    found = load_weights(tmp_path / "w.safetensors", digest)["a"].float()
+    assert found.shape == kernel.shape and float((found - kernel).abs().max()) < 1 / 127
 
 
 def test_a_tables_support_is_what_it_covers() -> None:

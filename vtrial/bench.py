@@ -1,8 +1,13 @@
-"""`vtrial bench`: what a user gets, measured from outside as whole subjects, all processes and both files included."""
+"""`vtrial bench`: what a user gets.
+
+Subjects are measured from outside: whole ones, all processes and both files included. Segmenting is measured beside
+stock TotalSegmentator, case by case in turn.
+"""
 
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -13,7 +18,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from vtrial.execution import CannotGoOn
+from vtrial.execution import CannotGoOn, Resources, cpu_count
+from vtrial.records import InputError
 from vtrial.runs import read_journal, read_manifest
 from vtrial.storage import open_folder
 
@@ -70,6 +76,55 @@ def measure(what: str, spec: str, n: int, options: Sequence[str] = ()) -> BenchR
             peak_memory_gb=round(peak / 1e9, 2),
             megabytes_a_subject=round(sum(sum(e.files.values()) for e in entries) / max(1, len(entries)) / 1e6, 1),
         )
+
+
+@dataclass(frozen=True)
+class SegmentBench:
+    """Medians of seconds a case with the models kept in memory (`resident`) and by the stock API, which loads them for
+    every case; `faster` is the second over the first, `identical` says whether all masks were, voxel by voxel.
+    """
+
+    segmenter: str
+    cases: int
+    threads: int
+    resident_seconds: float
+    stock_seconds: float
+    faster: float
+    identical: bool
+
+
+def measure_segmenter(segmenter: str, spec: str, n: int) -> SegmentBench:
+    """Segment the CT of `n` phantoms of a cohort both ways, in turn; the first case, which loads, is not timed.
+
+    InputError for fewer than two cases, an unknown segmenter or spec.
+    """
+    from vtrial.cohort.recruit import recruit
+    from vtrial.cohort.registry import find_spec
+    from vtrial.cohort.spec import read_spec
+    from vtrial.imaging.files import nifti_bytes
+    from vtrial.phantom.population import make_phantom
+    from vtrial.segmentation import segmenter_plan
+
+    if n < 2:
+        raise InputError(f"--n {n}: the first case loads the models and is not timed; give 2 or more")
+    people = recruit(read_spec(find_spec(Path(spec))), n, seed=0)
+    plan, resources = segmenter_plan(segmenter), Resources(threads=cpu_count())
+    kinds = {"resident": plan.load(resources), "stock": segmenter_plan(segmenter, resident=False).load(resources)}
+    seconds: dict[str, list[float]] = {kind: [] for kind in kinds}
+    identical = True
+    for person in people:
+        pet_ct = make_phantom(person).pet_ct
+        ct, _ = nifti_bytes(pet_ct.ct_hu, pet_ct.spacing_mm)
+        masks = set()
+        for kind, segment in kinds.items():
+            begun = time.perf_counter()
+            masks.add(segment(ct))
+            seconds[kind].append(time.perf_counter() - begun)
+        identical = identical and len(masks) == 1
+    resident, stock = (statistics.median(seconds[kind][1:]) for kind in kinds)
+    return SegmentBench(
+        plan.name, n - 1, resources.threads, round(resident, 2), round(stock, 2), round(stock / resident, 2), identical
+    )
 
 
 def _steady(ends: Sequence[float], workers: int) -> float | None:

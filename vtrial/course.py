@@ -36,20 +36,37 @@ class _Report(Protocol):
 R = TypeVar("R", bound=_Report)
 
 
-class Metrics(Generic[R]):
-    """Collects the reports of steps and appends one JSON line to `path` for every `metric_steps` of them.
+class Journal:
+    """Lines of JSON in a file, each of a step; with no `path` they are dropped.
 
-    `describe` makes the line from the reports and the seconds they took. Lines of steps after `step`, which the
-    checkpoint does not hold, are forgotten: these will be made again.
+    Lines of steps after `step`, which the checkpoint does not hold, are forgotten: these will be made again.
     """
 
-    def __init__(self, path: Path, plan: _Plan, step: int, describe: Callable[[Sequence[R], float], Line]) -> None:
-        self._path, self._plan, self._describe = path, plan, describe
+    def __init__(self, path: Path | None, step: int) -> None:
+        self._path = path
+        if path is not None and path.exists():
+            kept = [text for text in path.read_text().splitlines() if _step_of(text) <= step]
+            write_atomic(path, "".join(f"{text}\n" for text in kept).encode())
+
+    def add(self, line: Line) -> None:
+        """Append a line."""
+        if self._path is not None:
+            with self._path.open("a") as stream:
+                stream.write(json.dumps(line) + "\n")
+
+
+class Metrics(Generic[R]):
+    """Collects the reports of steps and writes one line into `path` (if any) for every `metric_steps` of them.
+
+    `describe` makes the line from the reports and the seconds they took; `step` is that of the checkpoint.
+    """
+
+    def __init__(
+        self, path: Path | None, plan: _Plan, step: int, describe: Callable[[Sequence[R], float], Line]
+    ) -> None:
+        self._journal, self._plan, self._describe = Journal(path, step), plan, describe
         self._reports: list[R] = []
         self._since = time.perf_counter()
-        if path.exists():
-            kept = [line for line in path.read_text().splitlines() if _step_of(line) <= step]
-            write_atomic(path, "".join(f"{line}\n" for line in kept).encode())
 
     def add(self, report: R) -> Line | None:
         """Take a report; the line where one is due."""
@@ -57,15 +74,20 @@ class Metrics(Generic[R]):
         if len(self._reports) < self._plan.metric_steps and report.step < self._plan.steps:
             return None
         line = self._describe(self._reports, time.perf_counter() - self._since)
-        with self._path.open("a") as stream:
-            stream.write(json.dumps(line) + "\n")
+        self._journal.add(line)
         self._reports, self._since = [], time.perf_counter()
         return line
 
 
-def _step_of(line: str) -> float:
+def read_lines(path: Path, after: int = 0) -> list[Line]:
+    """The lines of a file of metrics of steps past `after`; none where there is no file."""
+    texts = path.read_text().splitlines() if path.exists() else []
+    return [json.loads(text) for text in texts if after < _step_of(text) < math.inf]
+
+
+def _step_of(text: str) -> float:
     try:
-        return float(json.loads(line)["step"])
+        return float(json.loads(text)["step"])
     except (ValueError, KeyError, TypeError):
         return math.inf  # cut off by an interruption
 
@@ -78,10 +100,12 @@ def follow(
     save: Callable[[], object],
     max_seconds: float | None,
     progress: Callable[[Line], None] | None,
+    any_of: Callable[[bool], bool] = bool,
 ) -> None:
     """Run the steps behind `reports`, which change `state`, to their end or for `max_seconds`; `save` checkpoints.
 
-    `progress` gets every line of metrics.
+    `progress` gets every line of metrics. Where several workers go step in step, `any_of` says whether one of them
+    finds that time is up: clocks differ, and all must end with the same step.
     """
     begun, before, saved = time.monotonic(), state.seconds, state.step
     for report in reports:
@@ -89,7 +113,7 @@ def follow(
         line = metrics.add(report)
         if line is not None and progress is not None:
             progress(line)
-        late = max_seconds is not None and time.monotonic() - begun >= max_seconds
+        late = max_seconds is not None and any_of(time.monotonic() - begun >= max_seconds)
         if report.step % plan.checkpoint_steps == 0 or late:
             save()
             saved = state.step

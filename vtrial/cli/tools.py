@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from vtrial.cli.options import JsonOption, app
+from vtrial.cli.options import AddressOption, GpusOption, JsonOption, WorkersOption, app, executor_of
 from vtrial.console import FAILED, Console
 
 if TYPE_CHECKING:
     from vtrial.diffusion.weights import ModelCard
+    from vtrial.pipeline.training import Trainer
     from vtrial.segmentation import SegmenterCard
+    from vtrial.training import TrainingConfig
+    from vtrial.training.estimate import Estimate
 
 
 @app.command()
@@ -37,11 +41,23 @@ def train(
     out: Annotated[Path, typer.Option("--out", help="Folder for `--model` or `--segmenter`.")],
     start_from: Annotated[str | None, typer.Option("--start-from", help="Begin with the weights of a model.")] = None,
     max_minutes: Annotated[float | None, typer.Option("--max-minutes", help="Train for this long.")] = None,
+    ema: Annotated[
+        float | None, typer.Option("--ema", min=0.005, max=0.28, help="Relative length of the weights' average.")
+    ] = None,
+    workers: WorkersOption = None,
+    gpus_per_worker: GpusOption = None,
+    address: AddressOption = None,
+    executor: Annotated[
+        Literal["ray", "local"] | None,
+        typer.Option("--executor", help="Default: ray for several workers or a cluster, else this process."),
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only tell what it will take: memory, time.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Fit one stage of a model, or a segmenter; the same command again goes on from the last checkpoint.
 
-    A segmenter's phantoms are rendered once and stored; it is judged on others when its training ends.
+    Several workers share each batch and train as one would; those that die are replaced. A segmenter's phantoms are
+    rendered once and stored; it is judged on others when its training ends.
 
     Example: vtrial train configs/bundled-global.toml --data data --out models/mine
     """
@@ -49,11 +65,51 @@ def train(
     with console.guard():
         from vtrial import pipeline
 
+        if dry_run:
+            import torch
+
+            from vtrial.pipeline.training import foresee
+
+            device = torch.device("cpu") if gpus_per_worker == 0 else None
+            console.result(*_foreseen(*foresee(config, data, out, workers or 1, device), workers or 1))
+            return
+
         def tell(line: dict[str, object]) -> None:
             console.say("  ".join(f"{key} {value}" for key, value in line.items()))
 
-        card = pipeline.train(config, data, out, tell, start_from, None if max_minutes is None else 60.0 * max_minutes)
+        seconds = None if max_minutes is None else 60.0 * max_minutes
+        trainer = _trainer(console, executor, workers, gpus_per_worker, address)
+        card = pipeline.train(config, data, out, tell, start_from, seconds, trainer, ema)
         console.result(*_trained(out, card))
+
+
+def _trainer(
+    console: Console, executor: str | None, workers: int | None, gpus_per_worker: float | None, address: str | None
+) -> Trainer | None:
+    """What trains: Ray for several workers, GPUs or machines, or where it is asked for; None: this process, as usual.
+
+    Ray takes seconds to start, and longer to train a first step: one worker does not need it.
+    """
+    import os
+    from functools import partial
+
+    import torch
+
+    shares = torch.cuda.device_count() if gpus_per_worker != 0 else 1
+    several = (workers or shares) > 1 or bool(address or os.environ.get("RAY_ADDRESS"))
+    name = executor or ("ray" if several else "local")
+    machines = executor_of(console, name, workers, None, gpus_per_worker, address)
+    if name == "ray":
+        from vtrial.cluster import RayExecutor
+        from vtrial.cluster.training import train_on_ray
+
+        assert isinstance(machines, RayExecutor)
+        return partial(train_on_ray, machines)
+    if executor is None and workers is None and gpus_per_worker is None:
+        return None
+    from vtrial.pipeline.training import train_here
+
+    return partial(train_here, device=torch.device(machines.start().device))
 
 
 @app.command()
@@ -101,20 +157,26 @@ def doctor(as_json: JsonOption = False) -> None:
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def bench(
     context: typer.Context,
-    what: Annotated[Literal["generate", "phantom"], typer.Argument(help="What to measure.")] = "generate",
+    what: Annotated[Literal["generate", "phantom", "segment"], typer.Argument(help="What to measure.")] = "generate",
     spec: Annotated[str, typer.Option("--spec", help="Cohort to draw from.")] = "oncology",
     n: Annotated[int, typer.Option("--n", help="Subjects; the first ones warm up.")] = 4,
+    segmenter: Annotated[str, typer.Option("--segmenter", help="Which is measured by `segment`.")] = "phantom-v1",
     as_json: JsonOption = False,
 ) -> None:
     """Measure whole subjects: seconds each in steady state, and peak memory over all processes.
 
-    Further options go to the command measured. Example: vtrial bench generate --n 4 --workers 2
+    `segment` takes phantoms' CTs in turn through the resident segmenter and the stock API. Further options go to the
+    command measured. Example: vtrial bench generate --n 4 --workers 2
     """
     console = Console(as_json=as_json)
     with console.guard():
-        from vtrial.bench import measure
+        from vtrial.bench import BenchResult, SegmentBench, measure, measure_segmenter
 
-        result = measure(what, spec, n, context.args)
+        result: BenchResult | SegmentBench
+        if what == "segment":
+            result = measure_segmenter(segmenter, spec, n)
+        else:
+            result = measure(what, spec, n, context.args)
         console.result(
             vars(result), "\n".join(f"{key.replace('_', ' '):<28} {value}" for key, value in vars(result).items())
         )
@@ -133,6 +195,50 @@ def _trained(out: Path, card: ModelCard | SegmenterCard) -> tuple[dict[str, obje
         lines.append(f"{name:<24} Dice {dice:.3f}  volume {bias}")
     found: dict[str, object] = {"training": card.training_data, "dice": card.dice, "volume_bias": card.volume_bias}
     return {"segmenter": str(out), **found}, "\n".join(lines)
+
+
+def _foreseen(config: TrainingConfig, found: Estimate, workers: int) -> tuple[dict[str, object], str]:
+    """What a training will take, for machines and for people."""
+    seconds, memory = found.seconds, {**vars(found.memory), "total": found.memory.total}
+    document = {
+        "config": config.model_dump(mode="json"),
+        "workers": workers,
+        "parameters": found.parameters,
+        "flops_per_step": found.flops,
+        "memory_bytes": memory,
+        "measured_on": found.device,
+        "measured_examples": found.timed_examples,
+        "seconds_per_step": None if seconds is None else seconds.step,
+        "seconds_of": None if seconds is None else vars(seconds),
+        "steps_left": found.steps_left,
+        "seconds_left": found.seconds_left,
+    }
+    told = {
+        "parameters": f"{found.parameters / 1e6:.3g} M",
+        "a step": f"{found.flops / 1e12:.3g} TFLOP, forwards and backwards, over {workers} worker(s)",
+        "memory": f"{found.memory.total / 2**30:.2f} GiB a worker: "
+        + ", ".join(f"{name} {size / 2**20:.0f} MiB" for name, size in vars(found.memory).items() if size),
+        "speed": "not measured: this machine's memory is too small"
+        if seconds is None
+        else f"{seconds.step:.3g} s a step (gradients {seconds.learning:.3g}, update {seconds.update:.3g}, meanwhile "
+        f"the batch {seconds.batch:.3g}), from {found.timed_examples} example(s) on {found.device}",
+        "steps left": str(found.steps_left),
+        "time left": "unknown" if found.seconds_left is None else _duration(found.seconds_left),
+    }
+    lines = [f"{key} = {value}" for key, value in _flat(document["config"])]
+    return document, "\n".join([*lines, "", *(f"{key:<11} {value}" for key, value in told.items())])
+
+
+def _duration(seconds: float) -> str:
+    unit, name = next((u for u in ((86400, "days"), (3600, "h"), (60, "min")) if seconds >= 2 * u[0]), (1, "s"))
+    return f"{seconds / unit:.3g} {name}"
+
+
+def _flat(value: object, name: str = "") -> list[tuple[str, str]]:
+    """A nested document as (dotted name, JSON) pairs."""
+    if not isinstance(value, dict):
+        return [(name, json.dumps(value))]
+    return [pair for key, part in value.items() for pair in _flat(part, f"{name}.{key}" if name else key)]
 
 
 def _plain(value: object) -> str:

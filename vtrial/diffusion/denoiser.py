@@ -1,7 +1,8 @@
-"""EDM preconditioning and the uncertainty-weighted loss.
+"""EDM preconditioning, and what a network is trained for: the uncertainty-weighted loss of diffusion, or flow matching.
 
 Karras et al. 2022 (arXiv 2206.00364), table 1: D(x; σ) = c_skip x + c_out F(c_in x; c_noise). Karras et al. 2024,
-equations 14 and 15: the loss at each noise level is divided by a learned variance exp(u(σ)).
+equations 14 and 15: the loss at each noise level is divided by a learned variance exp(u(σ)). `vtrial.diffusion.flow`
+tells how the same F gives a velocity.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ from torch import Tensor, nn
 
 from vtrial.diffusion.bands import from_bands, to_bands
 from vtrial.diffusion.conditions import PHASE, Demographics, from_grid, phase_vector, to_grid
+from vtrial.diffusion.flow import path, preconditioning
 from vtrial.diffusion.layers import MPConv, MPFourier
 from vtrial.diffusion.network import Conditions, Network, NetworkConfig, Prepared
 
 StageName = Literal["global", "global-detail", "super-resolution"]
 """Networks of the cascade; "global-detail" is stage 1 at low noise, an expert of its own."""
+Objective = Literal["diffusion", "flow"]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
 
@@ -53,6 +56,8 @@ class StageConfig(BaseModel):
 
     stage: StageName
     network: NetworkConfig
+    objective: Objective = "diffusion"
+    """What it was trained for; samplers work with either."""
     sigma_data: PositiveFloat = 0.5
     phase_condition: bool = False
     """Whether the sampling phase of a low-resolution volume is a condition (three more after the demographics)."""
@@ -105,7 +110,11 @@ class StageConfig(BaseModel):
 
 
 class NoiseConfig(BaseModel):
-    """Distribution of training noise: ln σ ~ N(p_mean, p_std²), mixed with a log-uniform one."""
+    """Distribution of training noise: ln σ ~ N(p_mean, p_std²), mixed with a log-uniform one.
+
+    For a flow σ = t/(1 - t), so ln σ is the logit of t, and t logit-normal (Esser et al. 2024, arXiv 2403.03206,
+    section 3.1).
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -136,8 +145,9 @@ class Denoiser(nn.Module):
         super().__init__()
         self.config = config
         self.network = Network(config.network)
-        self.uncertainty_features = MPFourier(128)
-        self.uncertainty = MPConv(128, 1, 0, learned_gain=True)
+        if config.objective == "diffusion":
+            self.uncertainty_features = MPFourier(128)
+            self.uncertainty = MPConv(128, 1, 0, learned_gain=True)
 
     def forward(self, x: Tensor, sigma: Tensor, prepared: Prepared, dtype: torch.dtype = torch.float32) -> Tensor:
         """Expected clean grid, float32, for noise levels `sigma` (b,); the network computes in `dtype`."""
@@ -147,21 +157,34 @@ class Denoiser(nn.Module):
         out = self.network((x / total).to(dtype), sigma.float().log() / 4.0, prepared)
         return torch.addcmul(x * (data**2 / total**2), out.to(x.dtype), s * data / total)
 
+    def velocity(self, x_t: Tensor, sigma: Tensor, prepared: Prepared, dtype: torch.dtype = torch.float32) -> Tensor:
+        """u(x_t, t) at t = σ/(1 + σ), float32, from the same F as `forward`, so that D = x_t - t u."""
+        data = self.config.channel_sd(x_t)
+        skip, scale = preconditioning(sigma.float().view(-1, 1, 1, 1, 1), data)
+        out = self.network((x_t * (scale / data)).to(dtype), sigma.float().log() / 4.0, prepared)
+        return torch.addcmul(x_t * skip, out.to(x_t.dtype), scale, value=-1.0)
+
     def loss(
         self, clean: Tensor, sigma: Tensor, noise: Tensor, conditions: Conditions, dtype: torch.dtype
     ) -> tuple[Tensor, Tensor]:
-        """(loss to minimise, plain weighted error (b,)): equations 14 and 15; λ(σ) makes the error 1 at the start.
+        """(loss to minimise, weighted error (b,)): equations 14 and 15, or the squared error of the flow's velocity.
 
-        In bands, a channel weighs as its c_out (EDM's λ weighs all alike, the plain squared error as c_out²): fine
-        bands are many and small.
+        The error, 1 before training, is that of F and means the same for both objectives. In bands, a channel weighs in
+        it as its c_out (EDM's λ weighs all alike, the plain squared error as c_out²): fine bands are many and small.
+        The flow's loss has no such weights: bands are a rotation, so it is the plain loss of voxels.
         """
         shape = (clean.shape[2], clean.shape[3], clean.shape[4])
         prepared = self.network.prepare(conditions, shape, dtype)
         s = sigma.view(-1, 1, 1, 1, 1)
-        denoised = self(clean + s * noise, sigma, prepared, dtype)
         data = self.config.channel_sd(clean)
         scale = s * data / (s**2 + data**2).sqrt()  # c_out
         weight = scale / scale.mean(1, keepdim=True)
+        if self.config.objective == "flow":
+            keep, t = path(s)
+            fault = self.velocity(keep * clean + t * noise, sigma, prepared, dtype) - (noise - clean)
+            _, out = preconditioning(s, data)
+            return fault.square().mean(), (weight * (fault.detach() / out).square()).flatten(1).mean(1)
+        denoised = self(clean + s * noise, sigma, prepared, dtype)
         error = (weight * ((denoised - clean) / scale).square()).flatten(1).mean(1)
         u = self.uncertainty(self.uncertainty_features(sigma.log() / 4.0))[:, 0]
         return (error / u.exp() + u).mean(), error.detach()
@@ -169,7 +192,8 @@ class Denoiser(nn.Module):
     def normalize_(self) -> None:
         """Forced weight normalisation after an optimiser step."""
         self.network.normalize_()
-        self.uncertainty.normalize_()
+        if self.config.objective == "diffusion":
+            self.uncertainty.normalize_()
 
 
 def load_denoiser(config: StageConfig, weights: dict[str, Tensor], dtype: torch.dtype) -> Denoiser:

@@ -2,6 +2,8 @@
 
 Karras et al. 2022 (arXiv 2206.00364): noise levels of equation 5, Heun's method with churn of algorithm 2. Lu et al.
 2022 (arXiv 2211.01095): DPM-Solver++(2M), equation 18 of its multistep form, with σ for the noise level (α = 1).
+Ma et al. 2024 (arXiv 2401.08740), section 2: the ODE of a flow, and the SDEs that share its marginals. As a denoiser
+gives a velocity and the other way round (`vtrial.diffusion.flow`), every sampler works with every model.
 """
 
 from __future__ import annotations
@@ -16,16 +18,21 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 
+from vtrial.diffusion.flow import path
+
 Denoise = Callable[[Tensor, float], Tensor]
 """D(x; σ): the expected clean x."""
 
 
-SamplerName = Literal["heun", "heun-churn", "dpmpp-2m", "dpmpp-2m-churn"]
+SamplerName = Literal["heun", "heun-churn", "dpmpp-2m", "dpmpp-2m-churn", "flow-heun", "flow-stochastic"]
 SAMPLERS: tuple[str, ...] = get_args(SamplerName)
 
 
 class SamplerConfig(BaseModel):
-    """How one stage is sampled. Churn acts in the samplers named so alone (s_* are those of EDM's algorithm 2)."""
+    """How one stage is sampled.
+
+    Churn (s_* are those of EDM's algorithm 2) acts in "heun-churn", "dpmpp-2m-churn" and "flow-stochastic" alone.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -52,6 +59,11 @@ class SamplerConfig(BaseModel):
         return [*ramp, 0.0]
 
     @property
+    def stochastic(self) -> bool:
+        """Whether fresh noise enters on the way."""
+        return self.name.endswith(("churn", "stochastic"))
+
+    @property
     def evaluations(self) -> int:
         """Evaluations of the denoiser for one sample."""
         return self.steps if self.name.startswith("dpmpp-2m") else 2 * self.steps - 1
@@ -62,8 +74,8 @@ def sample(
 ) -> Iterator[Tensor]:
     """Yields x after each step, the last one clean. `noise` is standard normal; `generator` is needed for churn."""
     sigmas = config.sigmas()
-    stir = _Churn(config, generator) if config.name.endswith("churn") else None
-    walk = dpmpp_2m if config.name.startswith("dpmpp-2m") else heun
+    stir = _Churn(config, generator) if config.stochastic else None
+    walk = {"heun": heun, "dpmpp": dpmpp_2m, "flow": flow_heun}[config.name.partition("-")[0]]
     return walk(denoise, noise * sigmas[0], sigmas, stir)
 
 
@@ -120,4 +132,28 @@ def dpmpp_2m(denoise: Denoise, x: Tensor, sigmas: list[float], churn: Churn | No
             target = clean if before is None else torch.lerp(before, clean, 1.0 + h / (2.0 * h_before))
             x = torch.add(x * (following / hat), target, alpha=-math.expm1(-h))
             before, h_before = clean, h
+        yield x
+
+
+def flow_heun(denoise: Denoise, x: Tensor, sigmas: list[float], churn: Churn | None = None) -> Iterator[Tensor]:
+    """Heun's method on dx_t/dt = u(x_t, t) at the times t = σ/(1 + σ) of `sigmas`; a step to 0 is an Euler step.
+
+    x is x_t/(1 - t) between the steps. Where `heun` gets half of its slope from the end of a step, whose noise may be
+    far less, a velocity has one scale all along: of normal data these steps lose or add less SD (decision 041).
+
+    `churn` makes it the SDE dx_t = (u - ½ w s) dt + √w dW, in reverse time, with the score s = -(x_t + (1 - t) u)/t and
+    w(t) = 2κ t/(1 - t), κ = ln(1 + γ) over the step in ln σ: noise is added by the path's own forward process, of
+    diffusion 2t/(1 - t), and the ODE goes as much further. Neither part changes the marginals, so no SD is lost or won
+    by the noise, as it is in Euler-Maruyama steps.
+    """
+    for sigma, following in itertools.pairwise(sigmas):
+        x, hat = churn(x, sigma) if churn else (x, sigma)
+        (keep, t), (keep_next, t_next) = path(hat), path(following)
+        x_t = x * keep
+        u = (x_t - denoise(x, hat)) / t
+        ahead = torch.add(x_t, u, alpha=t_next - t)
+        if following > 0.0:
+            u = u.add_(ahead - denoise(ahead / keep_next, following), alpha=1.0 / t_next)
+            ahead = torch.add(x_t, u, alpha=(t_next - t) / 2.0)
+        x = ahead / keep_next
         yield x

@@ -26,7 +26,6 @@ MODELS = Path(__file__).parent.parent / "assets" / "models"
 CARD = "card.json"
 KERNEL_DIMENSIONS = 5  # outputs, inputs, x, y, z
 SCALE = ".scale"  # of the outputs of a kernel stored as int8
-MAX_BYTES = 16 * 2**20
 WEIGHT_FILES: dict[StageName, str] = {
     "global": "global.safetensors",
     "global-detail": "global_detail.safetensors",
@@ -106,7 +105,7 @@ def save_weights(path: Path, weights: Mapping[str, Tensor], *, eight_bits: bool 
     """Write a state dict: kernels and matrices as float16, vectors as they are; returns the hash.
 
     With `eight_bits` kernels are int8 with a scale for each output, which suits magnitude-preserving layers (decision
-    016). InputError if the file exceeds 16 MiB.
+    016).
     """
     compact: dict[str, Tensor] = {}
     for name, value in weights.items():
@@ -117,9 +116,6 @@ def save_weights(path: Path, weights: Mapping[str, Tensor], *, eight_bits: bool 
             compact[name + SCALE] = scale
         else:
             compact[name] = value.to(torch.float16 if value.ndim > 1 else torch.float32).contiguous()
-    size = sum(v.numel() * v.element_size() for v in compact.values())
-    if size > MAX_BYTES - 2**17:
-        raise InputError(f"{path}: {size / 2**20:.1f} MiB of weights; a file may have 16: choose a narrower network")
     part = path.with_name(f".{path.name}.part")
     save_file(compact, part)
     part.chmod(0o644)  # safetensors makes it readable by its owner alone; a cluster's workers may be others

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vtrial.diffusion.denoiser import StageName
 from vtrial.diffusion.sampler import SamplerConfig
 from vtrial.diffusion.weights import CARD, WEIGHT_FILES, ModelCard, list_models, read_card
+from vtrial.execution import CannotGoOn
 from vtrial.generation import describe_models
 from vtrial.pipeline.segmenters import fit_segmenter, is_segmenter
 from vtrial.records import InputError
 from vtrial.segmentation import SegmenterCard
-from vtrial.training import TrainingConfig, export_model, hardware, read_config
-from vtrial.training import train as fit
-from vtrial.training.checkpoint import CHECKPOINT
+from vtrial.training import Job, Share, TrainingConfig, export_model, hardware, read_config, saved_step, usual_device
+from vtrial.training.checkpoint import CHECKPOINT, check_config
 from vtrial.training.data import read_extent
+from vtrial.training.estimate import Estimate, estimate
+from vtrial.training.fitting import open_source
+
+Progress = Callable[[dict[str, object]], None]
+Trainer = Callable[[Job, Progress], None]
+"""Does a job, telling of every line of metrics."""
 
 # What a freshly trained stage is sampled with until its card says otherwise; noise levels of decision 011.
 FRESH_SAMPLERS: dict[StageName, SamplerConfig] = {
@@ -31,19 +40,40 @@ def models() -> list[dict[str, Any]]:
     return describe_models(list_models())
 
 
+def train_here(job: Job, progress: Progress, device: torch.device | None = None) -> None:
+    """Do a job in this process, on the first GPU or else the CPU, or on `device`; CannotGoOn if the disk is full."""
+    job.check(progress)
+    try:
+        job.run(Share(device=device or usual_device()), progress)
+    except OSError as error:
+        raise CannotGoOn(
+            f"{job.out}: {error.strerror or error}; the last checkpoint is safe: the same command goes on"
+        ) from None
+
+
 def train(
     config: Path,
     data: Path,
     out: Path,
-    progress: Callable[[dict[str, object]], None],
+    progress: Progress,
     start_from: str | None = None,
     max_seconds: float | None = None,
+    trainer: Trainer | None = None,
+    ema: float | None = None,
 ) -> ModelCard | SegmenterCard:
-    """Fit what a configuration is of: a stage of a model, or a segmenter, going on from the last checkpoint."""
+    """Fit what a configuration is of: a stage of a model, or a segmenter, going on from the last checkpoint.
+
+    `trainer` trains a stage elsewhere than in this process; `ema` is the length of the average that the model gets.
+    """
     if not is_segmenter(config):
-        return fit_stage(config, data, out, progress, start_from, max_seconds)
-    if start_from is not None:
-        raise InputError(f"{config}: a segmenter begins with no other's weights; leave out --start-from")
+        return fit_stage(config, data, out, progress, start_from, max_seconds, trainer or train_here, ema)
+    wrong = {
+        "begins with no other's weights; leave out --start-from": start_from is not None,
+        "has one average; leave out --ema": ema is not None,
+        "is trained in one process; leave out --workers, --gpus-per-worker, --address and --executor": bool(trainer),
+    }
+    if any(wrong.values()):
+        raise InputError([f"{config}: a segmenter {text}" for text, found in wrong.items() if found])
     return fit_segmenter(config, data, out, progress, max_seconds)
 
 
@@ -51,9 +81,11 @@ def fit_stage(
     config: Path,
     data: Path,
     out: Path,
-    progress: Callable[[dict[str, object]], None],
+    progress: Progress,
     start_from: str | None,
     max_seconds: float | None,
+    trainer: Trainer,
+    ema: float | None = None,
 ) -> ModelCard:
     """Fit one stage, going on from its last checkpoint, and export the stages that `out` holds.
 
@@ -61,22 +93,23 @@ def fit_stage(
     sampled over the noise levels that it was trained on.
     """
     settings = read_config(config)
-    fit(
-        settings,
-        data,
-        out / "training" / settings.stage,
-        start_from=start_from,
-        max_seconds=max_seconds,
-        progress=progress,
-    )
-    runs: dict[StageName, Path] = {stage: out / "training" / stage for stage in WEIGHT_FILES}
+    until = None if max_seconds is None else time.time() + max_seconds
+    job = Job(settings, data.absolute(), _folder(out, settings.stage), start_from, until)
+    if ema is not None and ema not in settings.ema and not settings.watch.snapshot_steps:
+        tracked = ", ".join(f"{length:g}" for length in settings.ema)
+        raise InputError(f"--ema {ema:g}: {config} tracks {tracked}; choose one of these or set watch.snapshot_steps")
+    trainer(job, progress)
+    runs: dict[StageName, Path] = {stage: _folder(out, stage) for stage in WEIGHT_FILES}
     runs = {stage: folder for stage, folder in runs.items() if (folder / CHECKPOINT).is_file()}
     known = read_card(out) if (out / CARD).is_file() else None
+    lengths = {stage: known.stages[stage].ema_length for stage in runs if known and stage in known.stages}
+    lengths.pop(settings.stage, None)
     return export_model(
         out,
         runs,
         _samplers(settings, known, list(runs)),
         name=out.name,
+        ema=lengths if ema is None else {**lengths, settings.stage: ema},
         description=known.description if known else "",
         data=str(data),
         hardware=hardware(),
@@ -84,14 +117,33 @@ def fit_stage(
     )
 
 
+def foresee(
+    config: Path, data: Path, out: Path, workers: int, device: torch.device | None
+) -> tuple[TrainingConfig, Estimate]:
+    """The whole configuration of a stage, and what the steps that `out` still lacks will take; nothing is written."""
+    if is_segmenter(config):
+        raise InputError(f"{config}: a segmenter's training is not estimated; leave out --dry-run")
+    settings, device = read_config(config), device or usual_device()
+    folder = _folder(out, settings.stage)
+    check_config(folder, settings)
+    return settings, estimate(settings, open_source(data, settings, device), saved_step(folder), workers, device)
+
+
+def _folder(out: Path, stage: StageName) -> Path:
+    return (out / "training" / stage).absolute()
+
+
 def _samplers(
     settings: TrainingConfig, known: ModelCard | None, stages: Sequence[StageName]
 ) -> dict[StageName, SamplerConfig]:
     """Those of the card that is there; a new stage is sampled over the noise levels that it was trained on."""
-    levels = {"sigma_min": settings.noise.sigma_min, "sigma_max": settings.noise.sigma_max}
-    if settings.stage == "global-detail":
-        levels["sigma_max"] /= 2.0  # the expert takes over in the middle of what it knows
-    fresh = FRESH_SAMPLERS | {settings.stage: FRESH_SAMPLERS[settings.stage].model_copy(update=levels)}
+    usual = FRESH_SAMPLERS[settings.stage]
+    # the expert takes over in the middle of what it knows
+    highest = settings.noise.sigma_max / (2.0 if settings.stage == "global-detail" else 1.0)
+    levels: dict[str, object] = {"sigma_min": settings.noise.sigma_min, "sigma_max": highest}
+    if settings.objective == "flow" and usual.name == "heun":
+        levels["name"] = "flow-heun"
+    fresh = FRESH_SAMPLERS | {settings.stage: usual.model_copy(update=levels)}
     samplers = {
         stage: known.stages[stage].sampler if known and stage in known.stages else fresh[stage] for stage in stages
     }

@@ -137,8 +137,8 @@ class SegmenterCard(_Strict):
 def write_segmenter(folder: Path, weights: Mapping[str, Tensor], card: SegmenterCard) -> SegmenterCard:
     """Write a model from an nnU-Net network's state dict; gives the card with hash, sizes and aliases filled in.
 
-    Matrices and kernels are stored as float16, so what is to be judged is the model read back. InputError if the
-    weights exceed 16 MiB; the card is written last, so a folder with one is whole.
+    Matrices and kernels are stored as float16, so what is to be judged is the model read back. The card is written
+    last, so a folder with one is whole.
     """
     folder.mkdir(parents=True, exist_ok=True)
     aliases = _aliases(weights)

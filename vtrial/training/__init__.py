@@ -1,13 +1,18 @@
 """Fitting a stage of the cascade: a framework-free loop that knows no ray and no command line."""
 
+from vtrial.training.checkpoint import saved_step
 from vtrial.training.config import TrainingConfig, read_config
 from vtrial.training.data import StoredVolumes, TensorVolume, Volume, VolumeSource, write_low
 from vtrial.training.export import export_model, hardware
-from vtrial.training.loop import StepReport, steps, train
+from vtrial.training.fitting import Job, train
+from vtrial.training.loop import StepReport, steps
+from vtrial.training.share import Share, usual_device
 from vtrial.training.stream import PhantomStream
 
 __all__ = [
+    "Job",
     "PhantomStream",
+    "Share",
     "StepReport",
     "StoredVolumes",
     "TensorVolume",
@@ -17,7 +22,9 @@ __all__ = [
     "export_model",
     "hardware",
     "read_config",
+    "saved_step",
     "steps",
     "train",
+    "usual_device",
     "write_low",
 ]

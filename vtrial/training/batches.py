@@ -1,4 +1,8 @@
-"""From volumes to what a step trains on. Every batch depends on (seed, step) alone, so resuming needs no state."""
+"""From volumes to what a step trains on.
+
+Every example depends on (seed, step, its place in the batch) alone: resuming needs no state, and a worker makes its
+own part of a batch without the rest.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +21,7 @@ from vtrial.diffusion.network import Conditions
 from vtrial.geometry import FACTOR
 from vtrial.training.config import TrainingConfig
 from vtrial.training.data import Triple, VolumeSource, patch_pair
+from vtrial.training.share import Share
 
 SCALING_EXAMPLES = 48
 
@@ -32,11 +37,11 @@ class Batch:
     origins: tuple[Triple, ...]
     whole: Triple
 
-    def part(self, start: int, count: int) -> Batch:
-        """Examples `start` to `start + count`."""
+    def part(self, start: int, count: int, device: torch.device) -> Batch:
+        """Examples `start` to `start + count`, on a device."""
         s = slice(start, start + count)
-        low = None if self.upsampled is None else self.upsampled[s]
-        return Batch(self.target[s], self.vector[s], low, self.origins[s], self.whole)
+        low = None if self.upsampled is None else self.upsampled[s].to(device)
+        return Batch(self.target[s].to(device), self.vector[s].to(device), low, self.origins[s], self.whole)
 
     def conditions(self, stage: StageConfig) -> Conditions:
         """What the network is told."""
@@ -50,42 +55,51 @@ class Batch:
         return Conditions(self.vector, low, where)
 
 
-def _rng(config: TrainingConfig, step: int) -> np.random.Generator:
-    return np.random.default_rng([config.seed, step])
+# what a generator decides: the volume that patches share, or all the rest of an example
+_VOLUME, _EXAMPLE = 1, 2
 
 
-def make_batch(config: TrainingConfig, source: VolumeSource, step: int) -> Batch:
-    """The batch of a step (from 1)."""
+def _rng(config: TrainingConfig, step: int, kind: int, which: int) -> np.random.Generator:
+    return np.random.default_rng([config.seed, step, kind, which])
+
+
+def make_batch(config: TrainingConfig, source: VolumeSource, step: int, which: range | None = None) -> Batch:
+    """The batch of a step (from 1), or its examples `which` (one at least)."""
+    which = range(config.examples(step)) if which is None else which
     if config.stage != "super-resolution":
-        return _global_batch(config, source, step)
-    return _patch_batch(config, source, step)
+        return _global_batch(config, source, step, which)
+    return _patch_batch(config, source, step, which)
 
 
-def _global_batch(config: TrainingConfig, source: VolumeSource, step: int) -> Batch:
-    rng = _rng(config, step)
+def _global_batch(config: TrainingConfig, source: VolumeSource, step: int, which: range) -> Batch:
     epoch = config.data.epoch(step)
-    drawn = [source.draw_low(rng, epoch) for _ in range(config.examples(step))]
     stage = config.stage_config(Scaling(), Scaling())
-    vector = torch.tensor([stage.vector(who, phase) for _, phase, who in drawn], device=source.device)
-    whole: Triple = drawn[0][0].shape[1:]  # type: ignore[assignment]
-    shape = whole if config.sees_whole(step) else config.data.patch_shape
-    origins = tuple(_origin(rng, whole, shape, config.network.patch) for _ in drawn)
-    parts = [
-        low[:, x : x + shape[0], y : y + shape[1], z : z + shape[2]] for (low, _, _), (x, y, z) in zip(drawn, origins)
-    ]
-    return Batch(torch.stack(parts), vector, None, origins, whole)
+    parts, vectors, origins = [], [], []
+    for i in which:
+        rng = _rng(config, step, _EXAMPLE, i)
+        low, phase, who = source.draw_low(rng, epoch)
+        whole: Triple = (low.shape[1], low.shape[2], low.shape[3])
+        shape = whole if config.sees_whole(step) else config.data.patch_shape
+        x, y, z = _origin(rng, whole, shape, config.network.patch)
+        parts.append(low[:, x : x + shape[0], y : y + shape[1], z : z + shape[2]])
+        vectors.append(stage.vector(who, phase))
+        origins.append((x, y, z))
+    vector = torch.tensor(vectors, device=source.device)
+    return Batch(torch.stack(parts), vector, None, tuple(origins), whole)
 
 
-def _patch_batch(config: TrainingConfig, source: VolumeSource, step: int) -> Batch:
-    rng, epoch = _rng(config, step), config.data.epoch(step)
+def _patch_batch(config: TrainingConfig, source: VolumeSource, step: int, which: range) -> Batch:
+    epoch = config.data.epoch(step)
     residuals, upsampled, vectors, origins = [], [], [], []
     stage = config.stage_config(Scaling(), Scaling())
-    volume = source.draw(rng, epoch)
     align = max(FACTOR, config.network.patch)
     shape = config.data.patch_shape
-    for i in range(config.batch):
-        if i and i % config.data.patches_per_volume == 0:
-            volume = source.draw(rng, epoch)
+    drawn = -1
+    for i in which:
+        if i // config.data.patches_per_volume != drawn:
+            drawn = i // config.data.patches_per_volume
+            volume = source.draw(_rng(config, step, _VOLUME, drawn), epoch)
+        rng = _rng(config, step, _EXAMPLE, i)
         x, y, z = _origin(rng, volume.shape, shape, align)
         high, block, inner = patch_pair(volume, (x, y, z), shape)
         if config.data.low_noise:
@@ -108,14 +122,24 @@ def _origin(rng: np.random.Generator, whole: Triple, shape: Triple, align: int) 
     return x, y, z
 
 
-def batches(config: TrainingConfig, source: VolumeSource, first: int, last: int) -> Iterator[Batch]:
-    """The batches of steps `first` to `last`, each prepared while the one before is in use."""
+def batches(
+    config: TrainingConfig, source: VolumeSource, first: int, last: int, share: Share
+) -> Iterator[Batch | None]:
+    """A worker's share of the batches of steps `first` to `last`, each prepared while the one before is in use.
+
+    None where a batch has fewer examples than there are workers, and none is left for this one.
+    """
+
+    def prepare(step: int) -> Batch | None:
+        mine = share.of(config.examples(step))
+        return make_batch(config, source, step, mine) if mine else None
+
     with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(make_batch, config, source, first)
+        waiting = pool.submit(prepare, first)
         for step in range(first, last + 1):
             batch = waiting.result()
             if step < last:
-                waiting = pool.submit(make_batch, config, source, step + 1)
+                waiting = pool.submit(prepare, step + 1)
             yield batch
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import pickle
+import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,15 +16,15 @@ from torch import nn
 
 from vtrial.diffusion.denoiser import Denoiser, StageConfig
 from vtrial.diffusion.ema import PowerEma
-from vtrial.diffusion.weights import load_weights, model_folder, read_card
+from vtrial.diffusion.weights import ModelCard, StageCard, load_weights, model_folder, read_card
 from vtrial.optimizer import Optimizer, is_matrix
 from vtrial.records import InputError, Support
 from vtrial.storage import whole_file
-from vtrial.training.config import TrainingConfig
+from vtrial.training.config import TrainingConfig, WatchConfig
 
-CHECKPOINT = "checkpoint.pt"
+CHECKPOINT, KEPT = "checkpoint.pt", "checkpoints"
 # fields that may change between a run and its continuation
-FREE_FIELDS = {"steps", "checkpoint_steps", "metric_steps", "microbatch"}
+FREE_FIELDS = {"steps", "checkpoint_steps", "metric_steps", "microbatch", "watch"}
 
 
 @dataclass
@@ -37,6 +39,11 @@ class TrainingState:
     step: int = 0
     skipped: int = 0
     seconds: float = 0.0
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.denoiser.parameters()).device
 
     def parameters(self) -> dict[str, torch.Tensor]:
         """The tensors that are averaged."""
@@ -55,13 +62,20 @@ def new_state(config: TrainingConfig, stage: StageConfig, support: Support, devi
     return TrainingState(stage, support, denoiser, optimizer, ema)
 
 
-def warm_state(config: TrainingConfig, model: str | Path, support: Support, device: torch.device) -> TrainingState:
-    """The weights and scalings of a model's stage as the start of a new run; InputError if its network is another."""
+def stage_to_start_from(config: TrainingConfig, model: str | Path) -> tuple[ModelCard, StageCard]:
+    """The stage of a model whose weights can begin a run, and its card; InputError if its network is another."""
     card = read_card(model)
     known = card.stages.get(config.stage)
-    if known is None or known.config.network != config.network or bool(known.config.band_sd) != config.bands:
-        fault = "has no such stage" if known is None else "has another network, or differs in bands"
+    alike = known is not None and (known.config.network, known.config.objective, bool(known.config.band_sd))
+    if known is None or alike != (config.network, config.objective, config.bands):
+        fault = "has no such stage" if known is None else "has another network or objective, or differs in bands"
         raise InputError(f"{model}: cannot start the {config.stage} stage from it: it {fault}")
+    return card, known
+
+
+def warm_state(config: TrainingConfig, model: str | Path, support: Support, device: torch.device) -> TrainingState:
+    """The weights and scalings of a model's stage as the start of a new run; InputError if its network is another."""
+    card, known = stage_to_start_from(config, model)
     state = new_state(config, known.config, support.union(card.support), device)
     weights = load_weights(model_folder(model) / known.file, known.sha256)
     state.denoiser.load_state_dict({name: value.float() for name, value in weights.items()})
@@ -74,7 +88,7 @@ def _comparable(config: TrainingConfig) -> dict[str, Any]:
 
 
 def save_checkpoint(folder: Path, config: TrainingConfig, state: TrainingState) -> Path:
-    """Write the state; the previous checkpoint stays until the new one is on the disk."""
+    """Write the state; the previous checkpoint stays until the new one is on the disk. OSError if it cannot be."""
     content = {
         "config": config.model_dump_json(),
         "stage": state.stage.model_dump_json(),
@@ -87,14 +101,42 @@ def save_checkpoint(folder: Path, config: TrainingConfig, state: TrainingState) 
         "seconds": state.seconds,
     }
     with whole_file(folder / CHECKPOINT) as stream:
-        torch.save(content, stream)
+        try:
+            torch.save(content, stream)
+        except RuntimeError as error:  # torch's word for bytes that were not taken
+            raise OSError(errno.ENOSPC, "no more could be written", stream.name) from error
     return folder / CHECKPOINT
 
 
-def read_checkpoint(path: Path, device: torch.device | str = "cpu") -> dict[str, Any]:
-    """The content of a checkpoint: tensors and plain values only; InputError if it cannot be read."""
+def keep_checkpoints(folder: Path, watch: WatchConfig, step: int) -> None:
+    """Let the checkpoint of a step stay as checkpoints/<step>.pt where `watch` asks for it, and drop what it need not.
+
+    Files are linked, so the last one takes no space twice.
+    """
+    kept = folder / KEPT
+    if watch.keep_last > 1 or (watch.keep_steps and step % watch.keep_steps == 0):
+        kept.mkdir(exist_ok=True)
+        part = kept / f".{step:08d}.part"
+        part.unlink(missing_ok=True)
+        try:
+            part.hardlink_to(folder / CHECKPOINT)
+        except OSError:  # a file system without links
+            shutil.copyfile(folder / CHECKPOINT, part)
+        part.replace(kept / f"{step:08d}.pt")
+    every = sorted(kept.glob("*.pt"))
+    last = every[-watch.keep_last :] if watch.keep_last > 1 else []
+    for path in every:
+        if path not in last and not (watch.keep_steps and int(path.stem) % watch.keep_steps == 0):
+            path.unlink()
+
+
+def read_checkpoint(path: Path, device: torch.device | str = "cpu", *, lazily: bool = False) -> dict[str, Any]:
+    """The content of a checkpoint: tensors and plain values only; InputError if it cannot be read.
+
+    With `lazily` tensors are read when they are used.
+    """
     try:
-        content: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+        content: dict[str, Any] = torch.load(path, map_location=device, weights_only=True, mmap=lazily)
     except (OSError, RuntimeError, EOFError, LookupError, ValueError, pickle.UnpicklingError) as error:
         raise InputError(f"{path}: not a readable checkpoint: {error}") from None
     return content
@@ -105,14 +147,29 @@ def read_support(text: str) -> Support:
     return TypeAdapter(Support).validate_json(text)
 
 
-def restore_state(folder: Path, config: TrainingConfig, device: torch.device) -> TrainingState:
-    """The state of an interrupted run; InputError if it was made with another configuration."""
+def saved_step(folder: Path) -> int:
+    """The step of the checkpoint in `folder`; 0 where there is none yet."""
     path = folder / CHECKPOINT
-    content = read_checkpoint(path, device)
+    return int(read_checkpoint(path, lazily=True)["step"]) if path.exists() else 0
+
+
+def check_config(folder: Path, config: TrainingConfig) -> None:
+    """InputError if `folder` holds a run that was made with another configuration."""
+    if (folder / CHECKPOINT).exists():
+        _compare(folder, config, read_checkpoint(folder / CHECKPOINT, lazily=True))
+
+
+def _compare(folder: Path, config: TrainingConfig, content: dict[str, Any]) -> None:
     then, now = _comparable(TrainingConfig.model_validate_json(content["config"])), _comparable(config)
     changed = [name for name in now if now[name] != then[name]]
     if changed:
         raise InputError(f"{folder}: trained with another configuration ({', '.join(changed)}); choose another --out")
+
+
+def restore_state(folder: Path, config: TrainingConfig, device: torch.device) -> TrainingState:
+    """The state of an interrupted run; InputError if it was made with another configuration."""
+    content = read_checkpoint(folder / CHECKPOINT, device)
+    _compare(folder, config, content)
     stage = StageConfig.model_validate_json(content["stage"])
     state = new_state(config, stage, read_support(content["support"]), device)
     state.denoiser.load_state_dict(content["denoiser"])

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from vtrial.diffusion.denoiser import NoiseConfig, Scaling, StageConfig, StageName
+from vtrial.diffusion.denoiser import NoiseConfig, Objective, Scaling, StageConfig, StageName
 from vtrial.diffusion.network import NetworkConfig
 from vtrial.geometry import FACTOR
 from vtrial.records import InputError
@@ -65,6 +65,23 @@ class DataConfig(BaseModel):
         return step // self.refresh_steps if self.refresh_steps else 0
 
 
+class WatchConfig(BaseModel):
+    """What is looked at and kept on the way, each after so many steps (0: never)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    validate_steps: NotNegative = 500
+    """The error on people of the split "validation"."""
+    sample_steps: NotNegative = 0
+    """A picture of what the network makes."""
+    snapshot_steps: NotNegative = 0
+    """The averages of the weights, of which one of any length can be made later; best with two lengths in `ema`."""
+    keep_steps: NotNegative = 0
+    """A checkpoint that stays."""
+    keep_last: Positive = 1
+    """How many of the last checkpoints stay besides."""
+
+
 class TrainingConfig(BaseModel):
     """One stage's training. `steps` counts optimiser steps; a time budget is an argument of `train`."""
 
@@ -72,6 +89,7 @@ class TrainingConfig(BaseModel):
 
     stage: StageName
     network: NetworkConfig
+    objective: Objective = "diffusion"
     phase_condition: bool = False
     sigma_data: Annotated[float, Field(gt=0.0)] = 0.5
     scaling: Scaling | None = None
@@ -91,6 +109,7 @@ class TrainingConfig(BaseModel):
     precision: Literal["float32", "bfloat16"] = "bfloat16"
     checkpoint_steps: Positive = 250
     metric_steps: Positive = 25
+    watch: WatchConfig = WatchConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainingConfig:
@@ -121,6 +140,7 @@ class TrainingConfig(BaseModel):
         return StageConfig(
             stage=self.stage,
             network=self.network,
+            objective=self.objective,
             sigma_data=self.sigma_data,
             phase_condition=self.phase_condition,
             scaling=self.scaling or scaling,

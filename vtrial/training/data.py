@@ -124,7 +124,7 @@ def write_low(folder: str | Path, subject_id: str, volume: Volume, rng: np.rando
 class StoredVolumes:
     """A training set on disk: subjects.parquet, ct/<id>.npy, suv/<id>.npy and, for stage 1 alone, low/<id>.npz.
 
-    Of a table with a column `split` only those of "train" are taken.
+    Of a table with a column `split` only those of one split are taken.
     `phases` subvolumes a subject are cut on first use and kept in memory as float16 (1.2 MB each). Stage 2 draws
     from the subjects that have full volumes.
     """
@@ -133,10 +133,20 @@ class StoredVolumes:
     phases: int = 4
     seed: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    split: str = "train"
+
+    @staticmethod
+    def has(folder: Path, split: str) -> bool:
+        """Whether the training set in `folder` has people in a split."""
+        table = _read_subjects(folder / "subjects.parquet")
+        return "split" in table.columns and split in set(table["split"])
 
     def __post_init__(self) -> None:
         self.folder = Path(self.folder)
-        table = _read_subjects(self.folder / "subjects.parquet")
+        path = self.folder / "subjects.parquet"
+        table = trained_on(_read_subjects(path), self.split)
+        if table.empty:
+            raise InputError(f"{path}: nobody in the split {self.split}")
         self.ids = [str(v) for v in table["subject_id"]]
         self.demographics = [
             Demographics(sex, float(age), float(height), float(weight))
@@ -154,6 +164,11 @@ class StoredVolumes:
         """Of the population that phantoms were drawn from, as their manifest tells; else what the table covers."""
         known = _facts(self.folder).get("support")
         return TypeAdapter(Support).validate_python(known) if known else Support.of(self.demographics)
+
+    @property
+    def has_whole(self) -> bool:
+        """Whether anybody has full volumes, which stage 2 needs."""
+        return bool(self._whole)
 
     def _files(self, subject_id: str) -> tuple[Path, Path]:
         return self.folder / "ct" / f"{subject_id}.npy", self.folder / "suv" / f"{subject_id}.npy"
@@ -208,15 +223,12 @@ def _read_subjects(path: Path) -> pd.DataFrame:
     missing = [c for c in COLUMNS if c not in table.columns]
     if missing or table.empty:
         raise InputError(f"{path}: " + (f"columns missing: {', '.join(missing)}" if missing else "no subjects"))
-    table = trained_on(table)
-    if table.empty:
-        raise InputError(f"{path}: nobody in the split train")
     return table
 
 
-def trained_on(table: pd.DataFrame) -> pd.DataFrame:
+def trained_on(table: pd.DataFrame, split: str = "train") -> pd.DataFrame:
     """The subjects of a training set that training sees: those in the split "train", or all where nothing is split."""
-    return table[table["split"] == "train"] if "split" in table.columns else table
+    return table[table["split"] == split] if "split" in table.columns else table
 
 
 def _facts(folder: Path) -> dict[str, Any]:

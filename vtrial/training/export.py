@@ -16,7 +16,8 @@ from vtrial.diffusion.weights import WEIGHT_FILES, ExtentFit, ModelCard, StageCa
 from vtrial.records import InputError, Support
 from vtrial.training.checkpoint import CHECKPOINT, read_checkpoint, read_support
 from vtrial.training.config import TrainingConfig
-from vtrial.training.loop import METRICS
+from vtrial.training.fitting import METRICS
+from vtrial.training.snapshots import averaged
 
 LOSS_POINTS = 60
 
@@ -34,7 +35,7 @@ def export_model(
     samplers: Mapping[StageName, SamplerConfig],
     *,
     name: str,
-    ema: float | None = None,
+    ema: float | Mapping[StageName, float] | None = None,
     description: str = "",
     data: str = "",
     hardware: str = "",
@@ -42,16 +43,17 @@ def export_model(
 ) -> ModelCard:
     """Write `out` with a safetensors file for each stage of `runs` (folders of `train`) and card.json.
 
-    `ema` is the averaging length to take; by default the shortest. `extent` is that of the people trained on, by
-    default the paper's. InputError for an unreadable run, a run of another
-    stage, a length that was not kept, or weights above 16 MiB a stage.
+    `ema` is the averaging length to take, of all stages or of some, tracked or made of snapshots; by default the
+    shortest tracked. `extent` is that of the people trained on, by default the paper's. InputError for an unreadable
+    run, a run of another stage, a length that cannot be had.
     """
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     stages: dict[StageName, StageCard] = {}
     supports: list[Support] = []
     for stage, run in runs.items():
-        card, support = _export_stage(folder, stage, Path(run), samplers[stage], ema)
+        length = ema.get(stage) if isinstance(ema, Mapping) else ema
+        card, support = _export_stage(folder, stage, Path(run), samplers[stage], length)
         stages[stage] = card
         supports.append(support)
     # the first stage decides what bodies can be made
@@ -80,19 +82,17 @@ def _export_stage(
     config = TrainingConfig.model_validate_json(content["config"])
     if config.stage != stage:
         raise InputError(f"{run}: a training run of the {config.stage} stage, not of {stage}")
-    lengths = sorted(float(length) for length in content["ema"])
-    length = lengths[0] if ema is None else ema
-    if length not in lengths:
-        raise InputError(f"{run}: no average of length {length:g}; kept are {', '.join(f'{v:g}' for v in lengths)}")
+    length = min(float(length) for length in content["ema"]) if ema is None else ema
+    average, _ = averaged(run, length)
     # buffers (Fourier features) are not averaged: they come from the network itself
-    weights = {**content["denoiser"], **content["ema"][str(length)]}
+    weights = {**content["denoiser"], **average}
     file = WEIGHT_FILES[stage]
     sha256 = save_weights(folder / file, weights, eight_bits=True)
     card = StageCard(
         config=StageConfig.model_validate_json(content["stage"]),
         file=file,
         sha256=sha256,
-        parameters=sum(v.numel() for v in content["ema"][str(length)].values()),
+        parameters=sum(v.numel() for v in average.values()),
         steps=content["step"],
         images=config.images(content["step"]),
         seconds=round(content["seconds"], 1),

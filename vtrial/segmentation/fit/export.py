@@ -26,7 +26,7 @@ def export_segmenter(
     """Write card and averaged weights of a training `run` (a folder of `train_segmenter`) to the folder `out`.
 
     `offsets` are added to the logits of heads by name: above 0 their regions grow. `dice` and `volume_bias` (percent)
-    go into the card. InputError for an unreadable run, or weights above 16 MiB.
+    go into the card. InputError for an unreadable run.
     """
     config, state = read_checkpoint(Path(run))
     weights = folded(config.network, len(config.heads), state.average.state(state.network))

@@ -1,4 +1,4 @@
-"""Ray, and nothing else here imports it: a pool of actors, each with the model in memory, fed by the driver.
+"""A pool of actors, each with the model in memory, fed by the driver.
 
 Volumes never travel: an actor writes its files and returns a row. The driver gives an actor one subject to make at a
 time; while that one's files are being compressed and written, the next is made. Whoever is aboard when an actor dies
@@ -9,46 +9,18 @@ that would look like another death).
 
 from __future__ import annotations
 
-import logging
 import math
-import os
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
-from vtrial.execution import (
-    MAX_ATTEMPTS,
-    Attempt,
-    CannotGoOn,
-    Reply,
-    Resources,
-    Saved,
-    Work,
-    WorkFactory,
-    attempt,
-    cpu_count,
-    gpu_shares,
-    threads_that_fit,
-)
-from vtrial.records import InputError
+from vtrial.cluster.session import RayError, ray
+from vtrial.execution import Attempt, CannotGoOn, Reply, Resources, Saved, Work, WorkFactory, attempt
 
-# Before ray is imported. No usage reports; no second environment in the workers under `uv run` (it copies the folder
-# and breaks relative paths); an actor without GPUs must not see any.
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-os.environ.setdefault("RAY_DEDUP_LOGS", "1")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "1")
-
-import ray as _ray
-from ray.exceptions import RayError
-
-ray: Any = _ray  # typed in part only
-
-OBJECT_STORE_BYTES = 128 * 2**20  # rows only; Ray's default is 30 % of the memory
 PATIENCE_S = 60.0  # without any worker, before saying so
 MAX_BARREN_DEATHS = 3  # workers in a row that die while loading, before the run is stopped
 
@@ -110,96 +82,9 @@ class _Slot:
         return not self.saving or (task.attempts == 0 and self.saving[0].attempts == 1)
 
 
-@dataclass
-class RayExecutor:
-    """A pool of actors on this machine or on the cluster at `address`.
+class Pool:
+    """`size` actors at work on items; `say` is told when none starts."""
 
-    Without `workers` there is one for every GPU share, or one for every machine where there is no GPU. The CPU threads
-    are shared out as evenly as the machines allow unless `threads` says otherwise. `say` is told when Ray starts.
-    """
-
-    workers: int | None = None
-    threads: int | None = None
-    gpus_per_worker: float | None = None
-    address: str | None = None
-    say: Callable[[str], None] = lambda text: None
-    name: str = "ray"
-    _started_here: bool = field(default=False, init=False)
-    _resources: Resources | None = field(default=None, init=False)
-    _cpus: int = field(default=1, init=False)  # a worker's, as Ray counts them
-
-    def start(self) -> Resources:
-        """Start Ray here or join the cluster; InputError if it cannot give what was asked for."""
-        if self._resources is not None:
-            return self._resources
-        self._connect()
-        machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-        gpus = [float(machine.get("GPU", 0)) for machine in machines]
-        share = self.gpus_per_worker if self.gpus_per_worker is not None else (1.0 if any(gpus) else 0.0)
-        if share > max(gpus, default=0):
-            self.stop()
-            raise InputError(
-                f"--gpus-per-worker {share:g}: no machine has more than {max(gpus, default=0):g} GPUs; "
-                "give 0 to work on CPUs"
-            )
-        cores = [int(machine.get("CPU", 0)) for machine, count in zip(machines, gpus) if count >= share]
-        workers = self.workers or (
-            sum(gpu_shares(count, share) for count in gpus) if share else sum(c > 0 for c in cores)
-        )
-        workers = max(1, workers)
-        fitting = threads_that_fit(cores, workers)
-        threads = self.threads or fitting
-        # Threads asked for are given, not counted, so that more of them than there are cores still start.
-        self._cpus = min(threads, fitting)
-        self._resources = Resources(workers, threads, share, "cuda" if share else "cpu")
-        return self._resources
-
-    def _connect(self) -> None:
-        if ray.is_initialized():
-            return
-        # Ray prints a paragraph on stdout for every death of a worker, which we tell in a line.
-        if hasattr(ray._private.worker, "print_to_stdstream"):
-            ray._private.worker.print_to_stdstream = lambda *unused, **unused_too: None
-        address = self.address or os.environ.get("RAY_ADDRESS")
-        quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-        if address:
-            self.say(f"Joining the Ray cluster at {address}")
-            try:
-                ray.init(address=address, **quiet)
-            except (ConnectionError, RayError, RuntimeError, ValueError) as error:
-                raise InputError(f"--address {address}: no Ray cluster answers there ({error})") from None
-            return
-        wanted = (self.workers or 1) * (self.threads or 1)
-        cores = max(cpu_count(), wanted)
-        self.say(f"Starting Ray on this machine with {cpu_count()} CPU cores (a few seconds)")
-        self._started_here = True
-        try:
-            ray.init(num_cpus=cores, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
-        except (OSError, RayError, RuntimeError, ValueError) as error:
-            self.stop()
-            raise CannotGoOn(
-                f"Ray does not start here ({error}); see `vtrial doctor`, or give --executor local"
-            ) from None
-
-    def stop(self) -> None:
-        """Shut Ray down if it was started here; leave a cluster we joined alone."""
-        self._resources = None
-        if self._started_here:
-            self._started_here = False
-            ray.shutdown()
-
-    def run(self, factory: WorkFactory, items: Sequence[Any], max_attempts: int = MAX_ATTEMPTS) -> Generator[Attempt]:
-        """Every attempt at every item, as they end; CannotGoOn if the run must stop. Closing it ends the workers."""
-        resources = self.start()
-        size = min(resources.workers, len(items))
-        pool = _Pool(factory, resources, self._cpus, size, max_attempts, self.say)
-        try:
-            yield from pool.work_through(items)
-        finally:
-            pool.close()
-
-
-class _Pool:
     def __init__(
         self,
         factory: WorkFactory,
@@ -224,10 +109,12 @@ class _Pool:
         self._barren_deaths = 0
 
     def close(self) -> None:
+        """End the actors."""
         for slot in self._slots:
             ray.kill(slot.actor)
 
     def work_through(self, items: Sequence[Any]) -> Iterator[Attempt]:
+        """Every attempt at every item, as they end; CannotGoOn if the run must stop."""
         self._queue.extend(_Task(item, ticket) for ticket, item in enumerate(items))
         for _ in range(self._size):
             slot = _Slot(None)
