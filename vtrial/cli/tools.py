@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @app.command()
 def models(as_json: JsonOption = False) -> None:
-    """List the bundled models and what they were trained on.
+    """List the bundled models and segmenters, and what they were trained on.
 
     Example: vtrial models
     """
@@ -29,9 +29,9 @@ def models(as_json: JsonOption = False) -> None:
     with console.guard():
         from vtrial import pipeline
 
-        found = pipeline.models()
-        told = ["\n".join(f"{key:<12} {_plain(value)}" for key, value in model.items()) for model in found]
-        console.result({"models": found}, "\n\n".join(told) or "no model is bundled; train one with `vtrial train`")
+        found = {"models": pipeline.models(), "segmenters": pipeline.segmenters()}
+        told = [_paragraph(kind.removesuffix("s"), each) for kind, some in found.items() for each in some]
+        console.result(found, "\n\n".join(told) or "no model is bundled; train one with `vtrial train`")
 
 
 @app.command()
@@ -239,6 +239,11 @@ def _flat(value: object, name: str = "") -> list[tuple[str, str]]:
     if not isinstance(value, dict):
         return [(name, json.dumps(value))]
     return [pair for key, part in value.items() for pair in _flat(part, f"{name}.{key}" if name else key)]
+
+
+def _paragraph(kind: str, card: dict[str, Any]) -> str:
+    """A model or segmenter for people, a line for each of its facts."""
+    return "\n".join([kind, *(f"  {key:<12} {_plain(value)}" for key, value in card.items())])
 
 
 def _plain(value: object) -> str:

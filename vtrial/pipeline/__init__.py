@@ -12,6 +12,7 @@ from vtrial.pipeline.judging import Machines, Question, measure, references, rep
 from vtrial.pipeline.making import generate, phantom, write_preview
 from vtrial.pipeline.masks import Choice
 from vtrial.pipeline.preparing import PrepareSummary, Wanted, prepare
+from vtrial.pipeline.segmenters import segmenters
 from vtrial.pipeline.training import models, train
 from vtrial.pipeline.verdicts import Verdict
 
@@ -33,6 +34,7 @@ __all__ = [
     "references",
     "report",
     "segment",
+    "segmenters",
     "train",
     "validate",
     "write_preview",

@@ -1,16 +1,17 @@
-"""Fitting a segmenter of our own: phantoms, training, and its score on unseen ones."""
+"""Segmenters of our own: which are bundled, and fitting one: phantoms, training, and its score on unseen ones."""
 
 from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from vtrial.cohort.registry import find_spec
 from vtrial.records import InputError
-from vtrial.segmentation import SegmenterCard, read_segmenter_card
+from vtrial.segmentation import SegmenterCard, list_segmenters, read_segmenter_card
 from vtrial.segmentation.card import CARD
 from vtrial.segmentation.choice import check_package
 from vtrial.segmentation.fit import (
@@ -26,6 +27,23 @@ from vtrial.training import hardware
 PHANTOMS, SEED = 200, 101  # 1 GB on the 3 mm grid
 # Every segmenter is judged on the same people, whatever it was trained on.
 UNSEEN, UNSEEN_SEED = "autopet-test", 90_101
+NOT_FOR_PATIENTS = "For phantoms and twins of models trained on phantoms, not for patients."
+
+
+def segmenters() -> list[dict[str, Any]]:
+    """The bundled segmenters; Dice and volume bias (%) are those on phantoms that no training has seen."""
+    cards = map(read_segmenter_card, list_segmenters())
+    return [
+        {
+            "name": card.name,
+            "description": card.description,
+            "data": card.training_data,
+            "dice": card.dice,
+            "volume bias": card.volume_bias,
+            "sha256": card.sha256,
+        }
+        for card in cards
+    ]
 
 
 def is_segmenter(config: Path) -> bool:
@@ -81,7 +99,7 @@ def fit_segmenter(
         find_spec(UNSEEN),
         seed=UNSEEN_SEED,
         threads=torch.get_num_threads(),
-        description=known.description if known else "",
+        description=(known.description if known else "") or NOT_FOR_PATIENTS,
         hardware=hardware(),
         progress=lambda what, done: progress({what: done}),
     )

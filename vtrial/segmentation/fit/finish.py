@@ -26,7 +26,7 @@ def finish_segmenter(
     spec: str | Path,
     *,
     seed: int,
-    calibrate_on: int = 12,
+    calibrate_on: int = 20,
     judge_on: int = 20,
     rounds: int = 2,
     threads: int = 1,
