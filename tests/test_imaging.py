@@ -11,8 +11,17 @@ import pytest
 import torch
 from PIL import Image
 
+from vtrial.geometry import spacing_mm
 from vtrial.imaging.codec import decode, decode_ct, decode_suv, encode_ct, encode_suv
-from vtrial.imaging.files import nifti_bytes, read_nifti, scan_folder, spacing_of, voxel_sha256, write_nifti_atomic
+from vtrial.imaging.files import (
+    nifti_bytes,
+    nifti_from_bytes,
+    read_nifti,
+    scan_folder,
+    spacing_of,
+    voxel_sha256,
+    write_nifti_atomic,
+)
 from vtrial.records import InputError, PetCt
 from vtrial.reporting.preview import MAX_BYTES, as_seen, preview_png, views
 
@@ -54,6 +63,13 @@ def test_nifti_is_what_was_written(tmp_path: Path, dtype: type) -> None:
     assert spacing_of(affine) == pytest.approx(SPACING)
     assert voxel_sha256(back, affine) == digest
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["x.nii.gz"]
+
+
+def test_a_file_of_any_body_length_has_the_hash_it_was_written_with() -> None:
+    array = np.zeros((1, 1, 384), np.int16)
+    for height_cm in np.linspace(150.0, 200.0, 201):  # a header has float32: some lie at the rim of rounding
+        data, digest = nifti_bytes(array, spacing_mm(height_cm))
+        assert voxel_sha256(*nifti_from_bytes(data, "x")) == digest, height_cm
 
 
 def test_other_readers_see_ras_mm_and_a_centred_grid(tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """Training: data cut as published, exact resumption, learning, faults, export with hashes."""
 
+import hashlib
 import json
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
@@ -22,7 +24,7 @@ from vtrial.training import StoredVolumes, TensorVolume, export_model, read_conf
 from vtrial.training.batches import make_batch, measure_scaling
 from vtrial.training.checkpoint import new_state, read_checkpoint
 from vtrial.training.config import OptimizerConfig
-from vtrial.training.data import PHASES, patch_pair, sample_low
+from vtrial.training.data import PHASES, data_sha256, patch_pair, sample_low
 
 STAGES = ["global", "super-resolution"]
 
@@ -254,6 +256,22 @@ def test_wrong_configurations_name_every_field(tmp_path: Path) -> None:
 def test_data_without_subjects_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"subjects\.parquet"):
         StoredVolumes(tmp_path)
+
+
+def test_a_training_set_has_a_hash_of_who_is_in_it(data: Path, tmp_path: Path) -> None:
+    table = pd.read_parquet(data / "subjects.parquet")
+    found = [data_sha256(data)]
+    for changed in (
+        table[::-1],
+        table.assign(age_years=table["age_years"] + 1),
+        table.assign(split="train"),
+        table[1:],
+    ):
+        changed.to_parquet(tmp_path / "subjects.parquet")
+        found.append(data_sha256(tmp_path))
+    assert found[0] == found[1] and len(set(found)) == 4  # in another order it is the same set
+    (tmp_path / "spec.csv").write_text("a")
+    assert data_sha256(tmp_path / "spec.csv") == hashlib.sha256(b"a").hexdigest()
 
 
 def test_export_writes_a_checked_model(data: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from vtrial.diffusion.weights import load_weights
 from vtrial.records import InputError
 from vtrial.training import Share, StoredVolumes, TrainingConfig, export_model, train
 from vtrial.training.checkpoint import read_checkpoint
+from vtrial.training.data import data_sha256
 from vtrial.training.snapshots import averaged
 from vtrial.training.watch import draw, held_out, measure
 
@@ -173,7 +174,8 @@ def test_a_length_that_cannot_be_made_is_refused_before_training(tmp_path: Path,
     refused = CliRunner().invoke(app, [*command, "0.08"])
     assert refused.exit_code == 2 and "0.05, 0.1" in refused.output and not (tmp_path / "m").exists()
     assert CliRunner().invoke(app, [*command, "0.1"]).exit_code == 0
-    assert json.loads((tmp_path / "m/card.json").read_text())["stages"]["global"]["ema_length"] == 0.1
+    stage = json.loads((tmp_path / "m/card.json").read_text())["stages"]["global"]
+    assert stage["ema_length"] == 0.1 and stage["data_sha256"] == data_sha256(plain)
 
 
 def test_a_full_disk_is_told_and_the_same_command_goes_on(tmp_path: Path, repository: Path) -> None:

@@ -144,6 +144,7 @@ def describe_models(names: list[str]) -> list[dict[str, Any]]:
                 "name": card.name,
                 "description": card.description,
                 "data": card.data,
+                "objective": {stage: s.config.objective for stage, s in card.stages.items()},
                 "license": card.license,
                 "support": {"sex": card.support.sex} | asdict(card.support),
                 "megabytes": round(sum((folder / file).stat().st_size for file in card.files) / 1e6, 1),

@@ -75,7 +75,7 @@ def train(
             return
 
         def tell(line: dict[str, object]) -> None:
-            console.say("  ".join(f"{key} {value}" for key, value in line.items()))
+            console.say("  ".join(f"{key} {_plain(value)}" for key, value in line.items()))
 
         seconds = None if max_minutes is None else 60.0 * max_minutes
         trainer = _trainer(console, executor, workers, gpus_per_worker, address)
@@ -247,9 +247,11 @@ def _paragraph(kind: str, card: dict[str, Any]) -> str:
 
 
 def _plain(value: object) -> str:
-    """A value of a card for people: `age_years 18 to 95; …`."""
+    """A value for people: `age_years 18 to 95; …`."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
     if isinstance(value, dict):
         return "; ".join(f"{key} {_plain(part)}" for key, part in value.items())
     if isinstance(value, tuple) and all(isinstance(part, float) for part in value):
-        return " to ".join(f"{part:.4g}" for part in value)
+        return " to ".join(map(_plain, value))
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)

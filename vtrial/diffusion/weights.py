@@ -57,6 +57,8 @@ class StageCard(_Strict):
     ema_length: float
     loss: tuple[tuple[int, float], ...] = ()
     """(step, mean weighted error) along the training."""
+    data_sha256: str = ""
+    """Which training set it was; "" where that is not known."""
     sampler: SamplerConfig
 
 

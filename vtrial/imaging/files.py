@@ -48,12 +48,12 @@ def centred_affine(shape: tuple[int, ...], spacing_mm: tuple[float, float, float
 
 
 def voxel_sha256(array: Array, affine: NDArray[np.float64]) -> str:
-    """SHA-256 of type, shape, affine (to 1e-4 mm, what a NIfTI header surely keeps) and voxels of a volume.
+    """SHA-256 of type, shape, affine (float32 as in a NIfTI header, to 1e-4 mm) and voxels of a volume.
 
     It names the content: another compressor or header leaves it as it is.
     """
     little = np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("<"))
-    rounded = np.round(np.asarray(affine, dtype=np.float64) * 1e4).astype("<i8")
+    rounded = np.round(np.asarray(affine, dtype=np.float32).astype(np.float64) * 1e4).astype("<i8")
     digest = hashlib.sha256(f"{array.dtype.name} {array.shape}".encode())
     digest.update(rounded.tobytes())
     digest.update(little.data)

@@ -19,7 +19,7 @@ from vtrial.records import InputError
 from vtrial.segmentation import SegmenterCard
 from vtrial.training import Job, Share, TrainingConfig, export_model, hardware, read_config, saved_step, usual_device
 from vtrial.training.checkpoint import CHECKPOINT, check_config
-from vtrial.training.data import read_extent
+from vtrial.training.data import data_sha256, read_extent
 from vtrial.training.estimate import Estimate, estimate
 from vtrial.training.fitting import open_source
 
@@ -102,8 +102,9 @@ def fit_stage(
     runs: dict[StageName, Path] = {stage: _folder(out, stage) for stage in WEIGHT_FILES}
     runs = {stage: folder for stage, folder in runs.items() if (folder / CHECKPOINT).is_file()}
     known = read_card(out) if (out / CARD).is_file() else None
-    lengths = {stage: known.stages[stage].ema_length for stage in runs if known and stage in known.stages}
-    lengths.pop(settings.stage, None)
+    others = {stage: known.stages[stage] for stage in runs if known and stage in known.stages}
+    others.pop(settings.stage, None)
+    lengths = {stage: card.ema_length for stage, card in others.items()}
     return export_model(
         out,
         runs,
@@ -112,6 +113,7 @@ def fit_stage(
         ema=lengths if ema is None else {**lengths, settings.stage: ema},
         description=known.description if known else "",
         data=str(data),
+        data_sha256={stage: card.data_sha256 for stage, card in others.items()} | {settings.stage: data_sha256(data)},
         hardware=hardware(),
         extent=read_extent(data),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -162,7 +163,7 @@ class StoredVolumes:
     @property
     def support(self) -> Support:
         """Of the population that phantoms were drawn from, as their manifest tells; else what the table covers."""
-        known = _facts(self.folder).get("support")
+        known = _manifest(self.folder, "facts").get("support")
         return TypeAdapter(Support).validate_python(known) if known else Support.of(self.demographics)
 
     @property
@@ -231,16 +232,30 @@ def trained_on(table: pd.DataFrame, split: str = "train") -> pd.DataFrame:
     return table[table["split"] == split] if "split" in table.columns else table
 
 
-def _facts(folder: Path) -> dict[str, Any]:
-    """What the manifest of a training set says of it; nothing where there is none."""
+def data_sha256(data: Path) -> str:
+    """SHA-256 that names what is trained on, of a cohort spec or of a stored set; two sets made alike have the same.
+
+    Of a stored set: how it was made, as its manifest's identity tells, and who is in which split, with the fingerprints
+    of the studies where they are real.
+    """
+    if data.is_file():
+        return hashlib.sha256(data.read_bytes()).hexdigest()
+    table = _read_subjects(data / "subjects.parquet")
+    columns = [name for name in (*COLUMNS, "split", "fingerprint") if name in table.columns]
+    people = table[columns].sort_values("subject_id").to_csv(index=False, lineterminator="\n")
+    return hashlib.sha256((json.dumps(_manifest(data, "identity"), sort_keys=True) + people).encode()).hexdigest()
+
+
+def _manifest(folder: Path, part: str) -> dict[str, Any]:
+    """A part of the manifest of a training set; nothing where there is none."""
     manifest = folder / MANIFEST
-    facts: dict[str, Any] = json.loads(manifest.read_text())["facts"] if manifest.is_file() else {}
-    return facts
+    found: dict[str, Any] = json.loads(manifest.read_text())[part] if manifest.is_file() else {}
+    return found
 
 
 def read_extent(data: Path) -> ExtentFit | None:
     """How the field of view goes with height in a training set of real scans; None where that is not told."""
-    known = _facts(data).get("extent") if data.is_dir() else None
+    known = _manifest(data, "facts").get("extent") if data.is_dir() else None
     return None if known is None else ExtentFit.model_validate(known)
 
 

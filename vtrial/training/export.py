@@ -38,14 +38,15 @@ def export_model(
     ema: float | Mapping[StageName, float] | None = None,
     description: str = "",
     data: str = "",
+    data_sha256: Mapping[StageName, str] | None = None,
     hardware: str = "",
     extent: ExtentFit | None = None,
 ) -> ModelCard:
     """Write `out` with a safetensors file for each stage of `runs` (folders of `train`) and card.json.
 
     `ema` is the averaging length to take, of all stages or of some, tracked or made of snapshots; by default the
-    shortest tracked. `extent` is that of the people trained on, by default the paper's. InputError for an unreadable
-    run, a run of another stage, a length that cannot be had.
+    shortest tracked. `data_sha256` are the training sets', `extent` that of the people trained on, by default the
+    paper's. InputError for an unreadable run, a run of another stage, a length that cannot be had.
     """
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -54,7 +55,7 @@ def export_model(
     for stage, run in runs.items():
         length = ema.get(stage) if isinstance(ema, Mapping) else ema
         card, support = _export_stage(folder, stage, Path(run), samplers[stage], length)
-        stages[stage] = card
+        stages[stage] = card.model_copy(update={"data_sha256": (data_sha256 or {}).get(stage, "")})
         supports.append(support)
     # the first stage decides what bodies can be made
     support = supports[list(runs).index("global")] if "global" in runs else supports[0]
