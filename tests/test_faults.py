@@ -120,17 +120,21 @@ def test_kill_9_of_the_driver(here: Path, executor: str) -> None:
     check_complete(out, before)
 
 
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 @pytest.mark.parametrize("executor", ["local", "ray"])
-def test_control_c(here: Path, executor: str) -> None:
+def test_control_c_and_a_batch_systems_end(here: Path, executor: str, how: signal.Signals) -> None:
     out = here / "run"
     plant(here / "faults", "slow", 2, 60)
     process = start(out, executor, here / "faults")
     wait_for_done(out, 2, process)
-    os.killpg(process.pid, signal.SIGINT)  # a terminal tells the driver and all that it started
+    if how == signal.SIGINT:
+        os.killpg(process.pid, how)  # a terminal tells the driver and all that it started
+    else:
+        process.terminate()
     _, errors = process.communicate(timeout=180)
     assert process.returncode == 130
     assert "run the same command to go on" in errors
-    assert "Traceback" not in errors
+    assert "Traceback" not in errors and "SIGTERM" not in errors
     assert pd.read_parquet(out / "subjects.parquet").status.tolist() == ["ok", "ok", "pending", "pending", "pending"]
     before = finished_files(out)
     code, _, errors = finish(out)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from vtrial.execution import CannotGoOn
+from vtrial.execution import CannotGoOn, end_on_sigterm
 from vtrial.records import InputError
 
 if TYPE_CHECKING:
@@ -87,6 +87,7 @@ class Console:
 
         What libraries print meanwhile goes to stderr: stdout is for the result.
         """
+        end_on_sigterm()
         try:
             with redirect_stdout(sys.stderr):
                 yield

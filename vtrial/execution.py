@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable, Generator, Sequence
@@ -36,6 +38,12 @@ _STORAGE_ERRORS = {
 
 class CannotGoOn(RuntimeError):
     """The run must stop though the items are sound (full disk, model that does not load, workers that do not start)."""
+
+
+def end_on_sigterm() -> None:
+    """Take SIGTERM, which a batch system sends before it kills, as Ctrl-C: what is made is written down first."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from vtrial.execution import CannotGoOn, cpu_count
+from vtrial.execution import CannotGoOn, cpu_count, end_on_sigterm
 from vtrial.records import InputError
 
 # Before ray is imported. No usage reports; no second environment in the workers under `uv run` (it copies the folder
@@ -43,6 +43,7 @@ def connect(address: str | None, cores_wanted: int, say: Callable[[str], None]) 
             ray.init(address=address, **quiet)
         except (ConnectionError, RayError, RuntimeError, ValueError) as error:
             raise InputError(f"--address {address}: no Ray cluster answers there ({error})") from None
+        end_on_sigterm()  # Ray's own handler prints a trace of C++ and aborts
         return False
     say(f"Starting Ray on this machine with {cpu_count()} CPU cores (a few seconds)")
     cores = max(cpu_count(), cores_wanted)
@@ -51,4 +52,5 @@ def connect(address: str | None, cores_wanted: int, say: Callable[[str], None]) 
     except Exception as error:  # of any kind: a node that is too slow to start raises no subclass
         ray.shutdown()
         raise CannotGoOn(f"Ray does not start here ({error}); see `vtrial doctor`, or give --executor local") from None
+    end_on_sigterm()  # Ray's own handler prints a trace of C++ and aborts
     return True
