@@ -96,9 +96,9 @@ def fake_plan(load: LoadFake) -> Callable[..., CascadePlan]:
 
     everyone = Support((18, 90), (140, 210), (40, 200), (15, 60))
 
-    def plan(model: str, sampler: str | None, steps_global: int | None, steps_sr: int | None) -> CascadePlan:
+    def plan(model: str, sampler: str | None, *others: str | int | None) -> CascadePlan:
         identity = {"model": model, "sampler": sampler}
-        return CascadePlan(load, identity, {}, everyone, standard=(sampler, steps_global, steps_sr) == (None,) * 3)
+        return CascadePlan(load, identity, {}, everyone, standard={sampler, *others} == {None})
 
     return plan
 

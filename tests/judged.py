@@ -65,18 +65,21 @@ class LoadLabelled(LoadFake):
 
 @dataclass
 class Segmenters:
-    """In the place of `segmenter_plan`: these, and what was asked for."""
+    """In the place of `segmenter_plan`: these, and what was asked for. A folder is a segmenter of one's own."""
 
+    known: tuple[str, ...] = ("halves", "phantom-v1", "totalsegmentator")
     asked: list[tuple[str, Any]] = field(default_factory=list)
 
     def __call__(self, name: str, *, mode: str | None = None, weights: str | None = None) -> SegmenterPlan:
         self.asked.append((name, mode))
-        if name not in ("halves", "phantom-v1", "totalsegmentator"):
+        folder = str(Path(name).absolute()) if Path(name).is_dir() else ""
+        if name not in self.known and not folder:
             raise InputError(f"segmenter {name}: no such bundled segmenter")
-        ours = name != "totalsegmentator"
+        name, ours = Path(name).name, name != "totalsegmentator"
         facts = {"training_data": "halves of cubes"} if ours else {}
         full = name if mode is None else f"{name}-{mode}"
-        return SegmenterPlan(full, f"sha of {full}", LoadHalves(), ours, ORGANS, facts | {"organs": list(ORGANS)})
+        facts |= {"organs": list(ORGANS)}
+        return SegmenterPlan(full, f"sha of {full}", LoadHalves(), ours, ORGANS, facts, folder)
 
 
 @pytest.fixture

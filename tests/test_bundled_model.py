@@ -75,7 +75,7 @@ def test_the_whole_cascade_keeps_what_stage_one_made(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_tiles_of_a_machine_with_little_memory_leave_no_seam() -> None:
     cascade = load_cascade(NAME)
-    tile = tile_for(4 * 10**9)
+    tile = tile_for(4 * 10**9, cascade.high.config.network)
     assert tile is not None
     low = cascade.sample_low([MAN], noise=torch.Generator().manual_seed(1))[0]
     twin = cascade.refine(low, MAN, noise=torch.Generator().manual_seed(2), tile=tile)

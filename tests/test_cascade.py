@@ -1,7 +1,8 @@
-"""The cascade: whole volume against tiles, seams, randomness from its generators alone, bad models."""
+"""The cascade: whole volume against tiles, seams, memory, randomness from its generators alone, bad models."""
 
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,11 +11,16 @@ from torch import Tensor
 from tests.blobs import tiny, write_blobs
 from vtrial.diffusion.cascade import Cascade, CascadeSampler, load_cascade
 from vtrial.diffusion.conditions import Demographics, from_grid, to_grid
+from vtrial.diffusion.network import Conditions, Network, NetworkConfig
 from vtrial.diffusion.sampler import SamplerConfig, sample
-from vtrial.diffusion.tiles import blend_tiles, tile_for, tiles
+from vtrial.diffusion.tiles import TILES, blend_tiles, pass_bytes, tile_for, tiles
 from vtrial.diffusion.weights import list_models, read_card
-from vtrial.records import InputError
-from vtrial.training import export_model, train
+from vtrial.execution import Resources
+from vtrial.generation import LoadCascade, cascade_plan
+from vtrial.geometry import SHAPE
+from vtrial.records import InputError, Subject
+from vtrial.training import export_model, read_config, train
+from vtrial.training.estimate import _Peak
 
 PERSON = Demographics("F", 60.0, 165.0, 70.0)
 FAST = CascadeSampler(
@@ -152,6 +158,36 @@ def test_sampler_options(model: Path) -> None:
         chosen.with_options(name="euler")
 
 
+def test_tile_options(model: Path) -> None:
+    own = CascadeSampler.of(read_card(model))
+    assert own.with_options(tile=None, divisor=16).tile is None
+    assert own.with_options(tile="48", divisor=16).tile == (224, 224, 48)
+    assert own.with_options(tile="none", divisor=16).tile == own.with_options(tile="384").tile == SHAPE
+    for wrong in ("32", "100", "400", "-64", "all", ""):
+        with pytest.raises(InputError, match=rf"--tile {wrong}: .*multiples of 16 from 48 to 384"):
+            own.with_options(tile=wrong, divisor=16)
+    with pytest.raises(InputError) as error:
+        own.with_options(steps_sr=1, tile="100", divisor=16)
+    assert "--steps-sr 1" in str(error.value) and "--tile 100" in str(error.value)
+
+
+def test_a_tile_as_large_as_the_volume_is_one_pass(cascade: Cascade) -> None:
+    def refine(tile: tuple[int, int, int] | None) -> Tensor:
+        return cascade.refine(low_pair(), PERSON, noise=generator(5), sampler=FAST.high, tile=tile)
+
+    assert torch.equal(refine((48, 48, 96)), refine(None))
+
+
+def test_a_tile_that_is_asked_for_names_the_run_and_no_other_does() -> None:
+    card = read_card("phantom-v1")
+    low, high = (card.stages[stage].sampler.model_dump_json() for stage in ("global", "super-resolution"))
+    words = f"global {low}, super-resolution {high}, global-detail below {card.handover:g}"
+    plain, tiled, whole = (cascade_plan("phantom-v1", tile=tile) for tile in (None, "128", "none"))
+    assert plain.identity["sampler"] == words and plain.standard  # as in every manifest that there is
+    assert tiled.identity["sampler"] == f"{words}, tiles of 128" and not tiled.standard
+    assert whole.identity["sampler"] == f"{words}, tiles of 384" and not whole.standard
+
+
 def test_unknown_models_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such bundled model"):
         load_cascade(tmp_path / "absent")
@@ -171,7 +207,64 @@ def test_grids_of_noise_round_trip() -> None:
     assert torch.equal(to_grid(from_grid(x, 4), 4), x)
 
 
-def test_small_memory_gets_tiles_that_fit_the_grid() -> None:
-    assert tile_for(24 * 10**9) is None
-    tile = tile_for(4 * 10**9)
-    assert tile is not None and all(t % 16 == 0 and t <= n for t, n in zip(tile, (224, 224, 384)))
+PAPER = read_config("configs/paper-super-resolution.toml").network
+BUNDLED = read_config("configs/bundled-super-resolution.toml").network
+
+
+def counted_bytes(network: NetworkConfig, shape: tuple[int, int, int]) -> int:
+    """The most bytes at once of one evaluation, its context too, on tensors without content."""
+    grid = (1, network.grid_channels, *(side // network.patch for side in shape))
+    with torch.device("meta"), torch.no_grad():
+        net = Network(network).fold_(torch.bfloat16)
+        with _Peak(net.parameters()) as peak:
+            x = torch.empty(grid).contiguous(memory_format=torch.channels_last_3d)
+            where = torch.empty(1, 3, *grid[2:])
+            context = net.prepare(Conditions(torch.empty(1, 4), x, where), grid[2:], torch.bfloat16)  # type: ignore[arg-type]
+            net((x / 2.0).to(torch.bfloat16), torch.ones(1), context)
+    return peak.most
+
+
+@pytest.mark.parametrize(
+    "network",
+    [
+        PAPER,
+        BUNDLED,
+        PAPER.model_copy(update={"layout": "light"}),
+        PAPER.model_copy(update={"patch": 2, "channels": (96, 96), "blocks": (1, 1), "attention_head_channels": 0}),
+        PAPER.model_copy(update={"channels": (32,), "blocks": (2,), "attention_head_channels": 0}),
+    ],
+)
+def test_the_memory_of_a_pass_is_foreseen(network: NetworkConfig) -> None:
+    counted = counted_bytes(network, (96, 96, 96))
+    assert 0.95 < pass_bytes(network, (96, 96, 96)) / counted < 1.5
+
+
+def test_the_bundled_model_is_tiled_as_it_has_always_been() -> None:
+    assert read_card("phantom-v1").stages["super-resolution"].config.network == BUNDLED
+    for megabytes in range(1000, 100_000, 50):
+        assert tile_for(megabytes * 10**6, BUNDLED) == ((224, 224, 128) if megabytes < 6000 else None)
+
+
+def test_a_large_network_is_tiled_where_a_pass_would_not_fit() -> None:
+    lengths = {gb: (tile_for(gb * 10**9, PAPER) or SHAPE)[2] for gb in (8, 16, 24, 40, 80)}
+    assert lengths == {8: 64, 16: 64, 24: 128, 40: 128, 80: 384}
+    for tile in TILES:
+        assert list(tiles(SHAPE, tile, 32, 32)), "takes networks of every divisor that divides the volume"
+
+
+def test_the_machine_chooses_the_tile_for_the_models_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Seen(Exception):
+        pass
+
+    def sample(*person: object, sampler: CascadeSampler, **noise: object) -> None:
+        raise Seen(sampler.tile)
+
+    high = SimpleNamespace(config=SimpleNamespace(network=PAPER))
+    loaded = SimpleNamespace(device=torch.device("cpu"), high=high, sample=sample)
+    monkeypatch.setattr("vtrial.generation.load_cascade", lambda *unused: loaded)
+    monkeypatch.setattr("vtrial.generation.total_memory_bytes", lambda: 24 * 10**9)
+    person = Subject("A", 0, 0, "F", 60.0, 165.0, 70.0, "s")
+    for asked, tile in ((None, (224, 224, 128)), ((224, 224, 96), (224, 224, 96)), (SHAPE, SHAPE)):
+        with pytest.raises(Seen) as seen:
+            LoadCascade("m", CascadeSampler(FAST.low, FAST.high, asked))(Resources())(person)
+        assert seen.value.args == (tile,)

@@ -17,9 +17,10 @@ from vtrial.cli import app, main
 from vtrial.diffusion.conditions import Demographics
 from vtrial.diffusion.denoiser import Denoiser, StageConfig, StageName
 from vtrial.diffusion.network import NetworkConfig
-from vtrial.diffusion.sampler import SamplerConfig
+from vtrial.diffusion.sampler import SAMPLERS, SamplerConfig
 from vtrial.diffusion.weights import WEIGHT_FILES, ModelCard, StageCard, save_weights, write_card
-from vtrial.records import Support
+from vtrial.generation import CascadePlan, cascade_plan
+from vtrial.records import InputError, Support
 from vtrial.training import Job, read_config
 from vtrial.training.checkpoint import CHECKPOINT
 
@@ -323,15 +324,45 @@ def test_a_fresh_stage_is_sampled_over_the_noise_it_was_trained_on(
     monkeypatch.setattr(
         vtrial.pipeline.training, "export_model", lambda out, runs, samplers, **unused: exported.update(samplers)
     )
-    for config, highest in (("paper-global", 80.0), ("bundled-super-resolution", 20.0)):
+    for config, highest in (("smoke-global", 200.0), ("bundled-super-resolution", 20.0)):
         path = repository / "configs" / f"{config}.toml"
         vtrial.pipeline.train(path, tmp_path, tmp_path / config, lambda line: None, trainer=trained)
         assert exported[read_config(path).stage].sigma_max == highest
+    for config in ("paper-global", "paper-super-resolution", "paper-global-flow", "paper-super-resolution-flow"):
+        path = repository / "configs" / f"{config}.toml"  # says itself how it is sampled
+        vtrial.pipeline.train(path, tmp_path, tmp_path / config, lambda line: None, trainer=trained)
+        solver = "flow-heun" if config.endswith("flow") else "heun"
+        steps = 35 if "global" in config else 100
+        assert exported[read_config(path).stage] == SamplerConfig(name=solver, steps=steps)  # type: ignore[arg-type]
     for stage in ("global", "global-detail"):  # the expert knows 0.01 to 8, and takes over in the middle
         path = repository / "configs" / f"bundled-{stage}.toml"
         vtrial.pipeline.train(path, tmp_path, tmp_path / "experts", lambda line: None, trainer=trained)
     assert (exported["global"].sigma_max, exported["global"].sigma_min) == (2000.0, 0.01)
     assert exported["global-detail"].sigma_max == 4.0
+
+
+def test_samplers_and_tiles_can_be_chosen(
+    here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def plan(*arguments: object) -> CascadePlan:
+        asked.append(arguments)
+        raise InputError("enough seen")
+
+    monkeypatch.setattr(vtrial.pipeline.making, "cascade_plan", plan)
+    command = ["generate", "people.csv", "--executor", "local", "--out", "run"]
+    for name in SAMPLERS:
+        assert "enough seen" in vtrial_command(capfd, *command, "--sampler", name, "--tile", "128")[2]
+        assert asked.pop() == ("phantom-v1", name, None, None, "128")
+    code, _, err = vtrial_command(capfd, *command, "--sampler", "euler")
+    assert code == 2
+    offered = set(re.findall(r"'([a-z0-9-]+)'", err)) - {"euler", "--sampler"}
+    assert offered == set(SAMPLERS)
+    monkeypatch.setattr(vtrial.pipeline.making, "cascade_plan", cascade_plan)
+    code, _, err = vtrial_command(capfd, *command, "--tile", "100")
+    assert code == 2 and "--tile 100: this model takes multiples of 16 from 48 to 384" in err
+    assert not (here / "run").exists()
 
 
 def test_every_command_has_help_with_an_example(capfd: pytest.CaptureFixture[str]) -> None:

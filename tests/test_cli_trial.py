@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from tests.test_cli import vtrial_command
+from vtrial.pipeline.origins import _counted
 
 
 def test_references_are_listed_with_source_size_and_licence(capfd: pytest.CaptureFixture[str]) -> None:
@@ -46,3 +47,21 @@ def test_a_phantom_run_is_measured_once(
     assert code == 2 and "no organ masks" in err
     code, _, err = vtrial_command(capfd, "measure", "elsewhere", *local)
     assert code == 2 and "elsewhere: no run is there" in err
+
+
+def test_reasons_that_differ_in_the_subjects_name_alone_are_counted_as_one() -> None:
+    reasons = [
+        ("1", "scans/1/CTres.nii.gz: voxels of 2 x 2 x 1.5 mm; 1 of 12 slices"),
+        ("12", "scans/12/CTres.nii.gz: voxels of 2 x 2 x 1.5 mm; 1 of 12 slices"),
+        ("a.b", "imagesTr/a.b_0000.nii.gz: all air"),
+        ("c", "imagesTr/c_0000.nii.gz: all air"),
+        ("7", "mask of 7: not uint8"),
+        ("8", "8: cannot be read"),
+    ]
+    told = {each.reason: each.count for each in _counted("run", "segment", reasons, 12)}
+    assert told == {
+        "scans/…/CTres.nii.gz: voxels of 2 x 2 x 1.5 mm; 1 of 12 slices": 2,
+        "imagesTr/…_0000.nii.gz: all air": 2,
+        "mask of …: not uint8": 1,
+        "…: cannot be read": 1,
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from vtrial.cohort.copula import fit_copula, fit_marginal, outside, pearson, sco
 from vtrial.cohort.recruit import fit_stratum, recruit
 from vtrial.cohort.spec import Marginal, StrataSpec, Stratum, SubjectsSpec, match_table, read_spec
 from vtrial.records import InputError, Subject
+from vtrial.runs import subjects_table
 
 WOMEN = Stratum(
     name="women", share=3.0, sex="F",
@@ -163,11 +165,13 @@ def test_nobody_is_refused(n: int) -> None:
         recruit(SPEC, n, 0)
 
 
-def test_strata_need_n_and_seeds_are_not_negative() -> None:
+def test_strata_need_n_and_seeds_fit_into_a_table() -> None:
     with pytest.raises(InputError, match="give n"):
         recruit(SPEC, None, 0)
-    with pytest.raises(InputError, match="seed -1"):
-        recruit(SPEC, 1, -1)
+    for seed in (-1, 2**64):
+        with pytest.raises(InputError, match=f"seed {seed} is not from 0 to"):
+            recruit(SPEC, 1, seed)
+    subjects_table(recruit(SPEC, 1, 2**64 - 1), {}, {}).to_parquet(io.BytesIO())
 
 
 def listed() -> SubjectsSpec:

@@ -9,6 +9,7 @@ import pytest
 
 from vtrial.cohort.spec import StrataSpec, SubjectsSpec, match_table, read_spec
 from vtrial.records import InputError
+from vtrial.runs import subjects_table
 
 STRATUM = {
     "stratum": "a", "share": "1", "sex": "F", "diagnosis": "NONE",
@@ -213,6 +214,27 @@ def test_the_same_table_as_parquet(tmp_path: Path) -> None:
     assert "row 2, column age_years: empty cell" in found[1]
 
 
+def test_a_parquet_table_may_be_indexed_by_its_subjects(tmp_path: Path) -> None:
+    path = tmp_path / "indexed.parquet"
+    table = pd.DataFrame({"subject_id": ["H7", "H3"], "sex": ["F", "M"], "age_years": [60, 61],
+                          "height_cm": [165, 175], "weight_kg": [70, 80]})  # fmt: skip
+    for indexed in (table.set_index("subject_id"), table.set_index(["sex", "subject_id"])):
+        indexed.to_parquet(path)
+        for spec in (read_spec(path), match_table(path)):
+            assert isinstance(spec, SubjectsSpec)
+            assert [(s.subject_id, s.sex, s.extra) for s in spec.subjects] == [("H7", "F", {}), ("H3", "M", {})]
+
+
+def test_long_codes_stay_as_they_are_written(tmp_path: Path) -> None:
+    path = tmp_path / "codes.csv"
+    header = "subject_id,sex,age_years,height_cm,weight_kg,accession,visit\n"
+    path.write_text(header + "a,F,60,165,70,123456789012345678,123456789012345\nb,F,60,165,70,,2\n")
+    spec = read_spec(path)
+    assert isinstance(spec, SubjectsSpec)
+    table = subjects_table(spec.subjects, {}, {})
+    assert table["accession"].tolist()[0] == "123456789012345678" and table["visit"].tolist() == [123456789012345, 2]
+
+
 def test_further_columns_of_subjects_are_carried_with_their_type(tmp_path: Path) -> None:
     path = tmp_path / "subjects.csv"
     path.write_text(
@@ -245,6 +267,13 @@ def test_dicom_heights_are_metres_and_ids_may_be_absent(tmp_path: Path) -> None:
     assert (subject.subject_id, subject.height_cm, subject.weight_kg, subject.extra) == ("VT000000", 188.0, 91.0, {})
 
 
+def test_of_two_columns_for_one_thing_ours_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "two.csv"
+    path.write_text("Sex,sex,age,height,weight,height_m\nFemale,M,60,165,70,1.99\n")
+    (subject,) = match_table(path).subjects
+    assert (subject.sex, subject.height_cm) == ("M", 165.0)
+
+
 def test_a_bad_real_cohort_is_told_the_same_way(tmp_path: Path) -> None:
     path = tmp_path / "real.csv"
     path.write_text("sex,age,height,weight\nO,060Y,1.65,60\nF,sixty,165,\n")
@@ -252,9 +281,17 @@ def test_a_bad_real_cohort_is_told_the_same_way(tmp_path: Path) -> None:
         match_table(path)
     told = "\n".join(caught.value.problems)
     assert "row 2, column sex: 'O'" in told
-    assert "row 2, column height_cm: '1.65': looks like metres" in told
-    assert "row 3, column age_years: 'sixty'" in told
-    assert "row 3, column weight_kg: empty cell" in told
+    assert "row 2, column height: '1.65': looks like metres" in told
+    assert "row 3, column age: 'sixty'" in told
+    assert "row 3, column weight: empty cell" in told
+    path.write_text("PatientID,PatientSex,PatientAge,PatientSize,PatientWeight\n1,F,131Y,165,70\n1,female,060Y,x,70\n")
+    with pytest.raises(InputError) as caught:
+        match_table(path)
+    told = "\n".join(caught.value.problems)
+    assert "row 2, column PatientAge: '131Y': outside 0 to 130 years" in told
+    assert "row 2, column PatientSize (taken as metres): '165': outside 30 to 260 cm" in told
+    assert "row 3, column PatientSize (taken as metres): 'x': not a number" in told
+    assert "row 3, column PatientID: '1': already in row 2" in told
     path.write_text("sex,age,height\nF,60,165\n")
     with pytest.raises(InputError, match="column weight_kg is missing"):
         match_table(path)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import gc
+import logging
 import os
+import threading
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +24,7 @@ from pydicom.uid import (
 
 from tests.dicoms import Grid, ramp, setting, write_series
 from vtrial.imaging.dicom.folder import read_folder
-from vtrial.imaging.dicom.headers import Image
+from vtrial.imaging.dicom.headers import CannotRead, Image, header_of
 from vtrial.imaging.dicom.series import Series, read_ct, read_pet, series_of, stacks
 from vtrial.imaging.volume import Volume
 from vtrial.records import InputError
@@ -198,7 +202,7 @@ def test_compressed_syntaxes(tmp_path: Path, syntax: str) -> None:
 
     try:
         ct = read_ct(one_series(write_series(tmp_path, "CT", edit=edit)))
-    except InputError as error:
+    except CannotRead as error:
         pytest.skip(f"no decoder here, and said so: {error}")
     assert off_by(ct) <= 0.5 + 1e-6
 
@@ -211,9 +215,25 @@ def test_what_cannot_be_decompressed_is_refused_with_a_remedy(tmp_path: Path) ->
             dataset.file_meta.TransferSyntaxUID = HTJ2KLossless
 
     series = one_series(write_series(tmp_path, "CT", edit=edit))
-    with pytest.raises(
-        InputError, match=r"there, slice 3 of 12: the pixels \(High-Throughput JPEG 2000.*gdcmconv --raw"
-    ):
+    told = r"there, slice 3 of 12: the pixels \(High-Throughput JPEG 2000.*gdcmconv --raw"
+    with pytest.raises((InputError, CannotRead), match=told):
+        read_ct(series)
+
+
+@pytest.mark.parametrize(("missing", "refusal"), [(True, CannotRead), (False, InputError)])
+def test_a_decoder_that_is_not_installed_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: bool, refusal: type[Exception]
+) -> None:
+    """Once it is, the study can be read."""
+
+    def edit(dataset: Dataset, _: int) -> None:
+        dataset.PixelData = encapsulate([b"not an image"])
+        dataset["PixelData"].VR = "OB"
+        dataset.file_meta.TransferSyntaxUID = RLELossless
+
+    series = one_series(write_series(tmp_path, "CT", edit=edit))
+    monkeypatch.setattr("vtrial.imaging.dicom.headers._has_decoder", lambda dataset: not missing)
+    with pytest.raises(refusal, match="pip install" if missing else "damaged"):
         read_ct(series)
 
 
@@ -228,11 +248,44 @@ def test_a_torn_file_is_refused(tmp_path: Path) -> None:
         one_series(tmp_path)
 
 
-def test_files_that_vanish_are_refused(tmp_path: Path) -> None:
+def test_files_that_vanish_are_no_fault_of_the_study(tmp_path: Path) -> None:
     series = one_series(write_series(tmp_path, "CT"))
     (tmp_path / "000.dcm").unlink()
-    with pytest.raises(InputError, match="slice 1 of 12: cannot be read"):
+    with pytest.raises(CannotRead, match=r"^there, slice 1 of 12: cannot be read \(No such file or directory\)$"):
         read_ct(series)
+
+
+def test_what_images_have_in_common_is_there_once(tmp_path: Path) -> None:
+    """A collection has a million images: in 3.5 kB each they would fill the driver's memory."""
+    write_series(tmp_path / "ct", "CT", grid=Grid(count=51))
+    write_series(tmp_path / "pet", "PT", grid=Grid(count=51))
+    read_folder(tmp_path / "ct")
+    tracemalloc.start()
+    images = images_in(tmp_path)
+    gc.collect()
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(images) == 102 and held / len(images) < 1500.0
+    shared = ("series_uid", "frame_uid", "image_type", "columns_along", "rows_along", "spacing_mm", "pet")
+    for series in stacks(images):
+        assert all(len({id(getattr(image, name)) for image in series}) == 1 for name in shared)
+    assert len({id(image.person) for image in images}) == len({id(image.identity) for image in images}) == 1
+
+
+def test_headers_are_read_side_by_side_and_silently(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While one waits for the network another is read; nobody's words come through meanwhile."""
+    write_series(tmp_path, "CT")
+    both, silent = threading.Barrier(2, timeout=30.0), []
+
+    def header(path: Path) -> object:
+        both.wait()
+        silent.append(logging.getLogger("pydicom").disabled)
+        return header_of(path)
+
+    monkeypatch.setattr("vtrial.imaging.dicom.folder.header_of", header)
+    content = read_folder(tmp_path)
+    assert [image.path.name for image in content.images] == [f"{k:03d}.dcm" for k in range(12)]
+    assert silent == [True] * 12 and not logging.getLogger("pydicom").disabled
 
 
 def test_folders_as_they_are(tmp_path: Path) -> None:

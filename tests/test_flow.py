@@ -319,10 +319,11 @@ def test_cards_without_an_objective_are_of_diffusion() -> None:
 
 
 @pytest.mark.parametrize("name", ["paper-global", "paper-super-resolution"])
-def test_the_papers_flow_is_the_papers_diffusion_but_for_its_objective(name: str) -> None:
-    config = read_config(f"configs/{name}-flow.toml")
-    assert config.objective == "flow"
-    assert config.model_copy(update={"objective": "diffusion"}) == read_config(f"configs/{name}.toml")
+def test_the_papers_flow_is_the_papers_diffusion_but_for_objective_and_solver(name: str) -> None:
+    config, diffusion = read_config(f"configs/{name}-flow.toml"), read_config(f"configs/{name}.toml")
+    assert config.objective == "flow" and config.sampler is not None and config.sampler.name == "flow-heun"
+    heun = config.sampler.model_copy(update={"name": "heun"})
+    assert config.model_copy(update={"objective": "diffusion", "sampler": heun}) == diffusion
     assert (config.batch, config.optimizer.lr, config.optimizer.decay_after) == (2048, 0.017, 35_000)
     assert (config.noise.p_mean, config.noise.p_std) == (-0.4, 1.0)
     with torch.device("meta"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any, ClassVar
 import numpy as np
 import pandas as pd
 import pytest
-from engine import LoadFake, plant, ray_cluster  # noqa: F401
+from engine import PEOPLE, LoadFake, fake_plan, plant, ray_cluster  # noqa: F401
 
+from vtrial.diffusion.weights import ExtentFit, model_folder
 from vtrial.execution import (
     Attempt,
     CannotGoOn,
@@ -23,8 +25,9 @@ from vtrial.execution import (
     gpu_shares,
     threads_that_fit,
 )
-from vtrial.generation import LoadPhantom
+from vtrial.generation import CascadePlan, LoadPhantom, cascade_plan
 from vtrial.imaging.files import read_nifti, voxel_sha256
+from vtrial.pipeline import Cohort, making
 from vtrial.production import Plan, RunSummary, carry_out
 from vtrial.records import Subject
 from vtrial.storage import open_folder
@@ -342,3 +345,32 @@ def test_a_real_phantom_has_masks_and_truth(tmp_path: Path) -> None:
     truth = pd.read_parquet(tmp_path / "run/truth.parquet").iloc[0]
     litres = (labels == 5).sum() * abs(np.linalg.det(affine[:3, :3])) / 1e6
     assert litres == pytest.approx(truth.liver_volume_ml / 1e3, rel=0.02)
+
+
+def test_the_manifest_tells_how_long_the_models_bodies_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def plan(*asked: Any) -> CascadePlan:
+        return replace(fake_plan(LoadFake())(*asked), extent=ExtentFit(slices_per_m=100.0, slices_at_0=200.0))
+
+    monkeypatch.setattr(making, "cascade_plan", plan)
+    (tmp_path / "people.csv").write_text(PEOPLE)
+    cohort, out = Cohort(str(tmp_path / "people.csv")), tmp_path / "run"
+    making.generate(cohort, LocalExecutor(threads=1), lambda progress: None, out=str(out), model="m")
+    told = json.loads((out / "manifest.json").read_text())["geometry"]
+    assert (told["extent_slices_per_m"], told["extent_slices_at_0"]) == (100.0, 200.0)
+
+
+def test_a_model_folders_own_extent_is_the_plans(tmp_path: Path) -> None:
+    for file in model_folder("phantom-v1").iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    card = json.loads((tmp_path / "card.json").read_text())
+    (tmp_path / "card.json").unlink()
+    (tmp_path / "card.json").write_text(json.dumps(card | {"extent": {"slices_per_m": 99.5, "slices_at_0": 201.0}}))
+    assert cascade_plan(str(tmp_path), None, None, None).extent == ExtentFit(slices_per_m=99.5, slices_at_0=201.0)
+
+
+def test_a_run_with_another_geometry_in_its_manifest_goes_on(tmp_path: Path, reference: Sequence[object]) -> None:
+    out = tmp_path / "run"
+    run(out, 2)
+    other = ExtentFit(slices_per_m=100.0, slices_at_0=200.0)
+    assert run(out, 2, NoExecutor(), extent=other).new == 0
+    assert run(out, 5, extent=other).new == 3 and hashes(out) == reference

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.dicoms import PATIENT, ROOT_UID, setting, write_study
+from tests.dicoms import PATIENT, ROOT_UID, Edit, setting, write_study
 from tests.petcts import FDG, facts, write_case, write_fdg
 from vtrial.imaging.dicom.people import Person
 from vtrial.preparation.sources import find_studies
@@ -137,6 +137,55 @@ def test_a_tables_person_joins_studies(tmp_path: Path) -> None:
     assert a == c != b
 
 
+NOBODIES = [
+    {"PatientID": "ANON", "PatientName": "Anonymous^Patient", "PatientBirthDate": "19000101"},
+    {"PatientID": "anonymized", "PatientName": ""},
+    {"PatientID": "", "PatientName": "REMOVED", "PatientBirthDate": ""},
+]
+
+
+@pytest.mark.parametrize("nobody", NOBODIES)
+def test_what_anonymisers_call_everybody_makes_nobody_one(tmp_path: Path, nobody: dict[str, object]) -> None:
+    for i in (1, 2):
+        write_study(tmp_path / "src" / str(i), study=i, pet=setting(**nobody), ct=setting(**nobody))
+    found = find_studies(tmp_path / "src")
+    one, two = found.studies
+    assert one.patient != two.patient
+    assert found.notes[0].startswith("2 studies do not tell whose they are")
+    rows = [{"StudyInstanceUID": f"{ROOT_UID}.{i}", "PatientID": "P1", **BODY} for i in (1, 2)]
+    found = find_studies(tmp_path / "src", people(tmp_path / "p.csv", rows))
+    assert found.studies[0].patient == found.studies[1].patient and not found.notes
+
+
+def test_names_and_births_tell_people_apart_where_ids_do_not(tmp_path: Path) -> None:
+    for i, name in enumerate(("Quorz^A", "Quorz^A", "Quorz^B"), start=1):
+        edit = setting(PatientID="ANONYMOUS", PatientName=name)
+        write_study(tmp_path / str(i), study=i, pet=edit, ct=edit)
+    a, again, b = (study.patient for study in find_studies(tmp_path).studies)
+    assert a == again != b
+
+
+def test_a_tables_nobody_joins_no_studies(tmp_path: Path) -> None:
+    for i, case in enumerate("ab"):
+        write_case(tmp_path / "src", case, shift=i)
+    rows = [{"case": case, "PatientID": "Anonymous", "sex": "F"} for case in "ab"]
+    a, b = find_studies(tmp_path / "src", people(tmp_path / "p.csv", rows)).studies
+    assert a.patient != b.patient
+
+
+@pytest.mark.parametrize(
+    ("edit", "doubted"),
+    [(setting(PatientSex="M"), True), (setting(PatientSize="1.85"), True), (setting(PatientSize="1.6"), False),
+     (setting(PatientSize="1.2", PatientWeight="30", PatientAge="010Y", PatientBirthDate=""), False)],
+)  # fmt: skip
+def test_one_id_for_many_is_told(tmp_path: Path, edit: Edit, doubted: bool) -> None:
+    write_study(tmp_path / "1")
+    write_study(tmp_path / "2", study=2, pet=edit, ct=edit)
+    found = find_studies(tmp_path)
+    assert found.studies[0].patient == found.studies[1].patient
+    assert [note.split(", ")[0] for note in found.notes] == ["2 studies are of 1 people by their names"] * doubted
+
+
 def test_a_tracer_in_the_table(tmp_path: Path) -> None:
     write_case(tmp_path / "src", "a")
     write_case(tmp_path / "src", "b", shift=1)
@@ -187,6 +236,28 @@ def test_a_german_table(tmp_path: Path) -> None:
     text = "# Export\nPatientID;PatientSex;PatientAge;PatientSize;PatientWeight;\nMüller;F;031Y;1.65;70\n\n"
     (tmp_path / "p.csv").write_bytes(text.encode("latin-1"))
     assert facts(find_studies(tmp_path / "src", tmp_path / "p.csv").studies[0]) == ("F", 31.0, 165.0, 70.0)
+
+
+def test_a_table_without_a_header_is_not_quoted(tmp_path: Path) -> None:
+    """Its first line is somebody."""
+    write_fdg(tmp_path / "src")
+    (tmp_path / "p.csv").write_text("MUELLER^HANS;19500312;M;175;80\nMEIER^EVA;19600412;F;165;60\n")
+    for source, table in ((tmp_path / "src", tmp_path / "p.csv"), (tmp_path / "p.csv", None)):
+        with pytest.raises(InputError, match="its first line has 5 columns, of which are known: none") as caught:
+            find_studies(source, table)
+        assert not any(name in str(caught.value) for name in ("MUELLER", "MEIER", "1950", "175"))
+    (tmp_path / "p.csv").write_text("Patient ID;Quorzelda;Sex\n1;2;\n")
+    with pytest.raises(InputError, match=r"3 columns, of which are known: Patient ID, Sex$"):
+        find_studies(tmp_path / "src", tmp_path / "p.csv")
+
+
+@pytest.mark.parametrize(("remark", "coding"), [("wait…", "cp1252"), ("wait\u2028on", "utf-8")])
+def test_a_letter_breaks_no_row(tmp_path: Path, remark: str, coding: str) -> None:
+    """Byte 0x85 is three dots in Windows, and a line's end in Latin-1; Unicode has line separators within cells."""
+    write_fdg(tmp_path / "src", patient="Škoda", study="x")
+    text = f"PatientID;remark;PatientSex;PatientAge\r\nŠkoda;{remark};F;031Y\r\n"
+    (tmp_path / "p.csv").write_bytes(text.encode(coding))
+    assert facts(find_studies(tmp_path / "src", tmp_path / "p.csv").studies[0])[:2] == ("F", 31.0)
 
 
 TABLES = [

@@ -11,6 +11,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from vtrial.diffusion.weights import ExtentFit
+from vtrial.generation import twin_spacing_mm
 from vtrial.geometry import EXTENT_SLICES_PER_M
 from vtrial.imaging.dicom.people import Person
 from vtrial.imaging.volume import Volume
@@ -92,6 +94,12 @@ def test_too_little_to_fit_a_slope_takes_the_papers(heights: list[float]) -> Non
     assert fitted.fit.slices_at_0 == pytest.approx(90.0, abs=0.01)
 
 
+def test_a_slope_need_not_be_asked_of_what_cannot_tell_one() -> None:
+    heights = np.linspace(150.0, 190.0, 40)
+    fitted = fit_extents(heights, np.full(40, 1020.0), level_only=True)
+    assert fitted.slope_is_the_papers and fitted.fit.slices_per_m == pytest.approx(EXTENT_SLICES_PER_M)
+
+
 def test_a_field_of_view_without_one_end_takes_what_is_there() -> None:
     places = {"clavicles": Place(900.0, 930.0, 0.0), "liver": Place(600.0, 750.0, 80.0)}
     view = field_of_view(places, 500.0, 1400.0)
@@ -148,6 +156,29 @@ def test_a_collection_becomes_a_table(tmp_path: Path) -> None:
     again = finish_training_set(folder, [*prepared, Prepared(study(40, "p40"), row(40))], left, seed=9)
     kept = again.table.set_index("fingerprint")["split"]
     assert all(kept[name] == split for name, split in zip(table["fingerprint"], table["split"], strict=True))
+
+
+def test_extents_of_partial_views_are_those_of_the_twins(tmp_path: Path) -> None:
+    """Without one whole view the paper's extent would squeeze bodies of 1020 mm into 734."""
+    views = [row(i, "partial", True) | {"extent_mm": 1020.0} for i in range(30)]
+    prepared = [Prepared(study(i, f"p{i}", height_cm=165.0 + i % 20), views[i]) for i in range(30)]
+    facts = finish_training_set(open_folder(tmp_path), prepared, [], seed=0).facts
+    assert facts["extent_of_partial"] and facts["extent_slope_is_the_papers"]
+    assert twin_spacing_mm(ExtentFit(**facts["extent"]), 175.0)[2] * 384 == pytest.approx(1020.0, abs=20.0)
+    prepared += [Prepared(study(i, f"p{i}"), row(i)) for i in range(30, 40)]
+    facts = finish_training_set(open_folder(tmp_path), prepared, [], seed=0).facts
+    assert not facts["extent_of_partial"] and facts["extent_people"] <= 10
+
+
+def test_lean_mass_has_its_columns(tmp_path: Path) -> None:
+    bodies: list[dict[str, Any]] = [{"sex": "M", "weight_kg": 80.0}, {"sex": "F", "weight_kg": 130.0}]
+    prepared = [Prepared(study(i, f"p{i}", height_cm=170.0, **told), row(i)) for i, told in enumerate(bodies)]
+    table = finish_training_set(open_folder(tmp_path), prepared, [], seed=0).table
+    assert table["sul_per_suv_janmahasatian"].tolist() == pytest.approx(
+        [9270 / (6680 + 216 * 27.6817), 9270 / (8780 + 244 * 44.9827)], abs=1e-3
+    )
+    assert table.loc[0, "sul_per_suv_james"] == pytest.approx(1.10 - 128.0 * 80.0 / 170.0**2, abs=1e-3)
+    assert np.isnan(pd.read_parquet(tmp_path / "subjects.parquet").loc[1, "sul_per_suv_james"]), "beyond its range"
 
 
 def test_a_set_of_nobody_is_refused_and_says_why(tmp_path: Path) -> None:

@@ -94,7 +94,9 @@ def test_a_table_of_paths(tmp_path: Path) -> None:
     people = {"PatientID": [7, 7, 8], "sex": ["female", "M", "F"], "age": ["060Y", 50, 50], "height_m": [1.6, 1.8, 1.7]}
     pd.DataFrame(rows | people | {"weight": [60, 80, 70]}).to_csv(tmp_path / "list.csv", index=False)
     found = find_studies(tmp_path / "list.csv")
-    assert (found.kind, found.notes) == ("table", ())
+    assert found.kind == "table"
+    (note,) = found.notes
+    assert note.startswith("2 studies are of 1 people by their names, but of several sexes or heights")
     a, b = found.studies
     assert a.patient == b.patient and in_place(*a.load()) and in_place(*b.load(), 1)
     assert (a.person.sex, a.person.age_years, a.person.height_cm, a.person.weight_kg) == ("F", 60, 160, 60)
@@ -106,9 +108,12 @@ def test_a_table_without_paths_or_patients(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("sex,ct\nF,a.nii\n")
     with pytest.raises(InputError, match="no column with the paths of the SUV files; name it suv_path"):
         find_studies(tmp_path / "a.csv")
-    (tmp_path / "a.csv").write_text("ct;suv\na.nii;b.nii\na.nii;c.nii\n")
+    for i, name in enumerate("bc"):
+        write_pair(tmp_path / f"{name}0.nii", tmp_path / f"{name}1.nii", shift=i)
+    (tmp_path / "a.csv").write_text("ct;suv\na.nii;b.nii\nb0.nii;b1.nii\nc0.nii;c1.nii\n")
     found = find_studies(tmp_path / "a.csv")
-    assert "each row was taken to be of another person" in found.notes[0]
+    assert found.notes[0].startswith("2 studies do not tell whose they are")
+    assert found.studies[0].patient != found.studies[1].patient
     assert found.left_out[0].reasons == ("the CT is missing", "the SUV is missing")
 
 

@@ -35,11 +35,12 @@ from vtrial.reporting.page import pair
 from vtrial.reporting.portraits import portrait
 from vtrial.reporting.report import GALLERY_BYTES, Report, build_report
 from vtrial.reporting.svg import nice_ticks, tick_label
-from vtrial.reporting.words import fixed, number, p_value
+from vtrial.reporting.words import fixed, grouping_of, number, p_value
 from vtrial.validation import AnalysisSettings, Cohort, anova, cohort_of, compare, read_reference
 from vtrial.validation.conditional import compare_correlations, compare_slopes
 from vtrial.validation.diversity import pairwise_likeness
 from vtrial.validation.nearest import copies
+from vtrial.validation.strata import VARIABLES, strata_of
 
 ORGANS = ("liver", "spleen", "kidneys")
 QUICK = AnalysisSettings(bootstraps=200, shufflings=200, organs=ORGANS)
@@ -255,6 +256,45 @@ def test_curves_are_the_values(report: Report, content: Content) -> None:
     assert curve["n"] == len(there)
     assert np.allclose(curve["x"], there, rtol=1e-5)
     assert np.allclose(curve["p"], np.arange(1, len(there) + 1) / len(there), atol=1e-6)
+
+
+def test_a_variable_that_is_partly_unknown_has_its_own_n(content: Content) -> None:
+    known = [
+        Demographic(name, stratum, variable, n, 60.0, 9.5)
+        for name in (content.comparison["synthetic"], content.comparison["reference"])
+        for stratum in ("sex=F", "sex=M")
+        for variable, n in (("age (years)", 100), ("height (cm)", 87), ("weight (kg)", 100))
+    ]
+    report = build_report(replace(content, demographics=known))
+    page = Page(report.html)
+    table = next(e for e in page.all("table") if "Who was compared" in e.text)
+    headings = [e for e in page.all("th") if table in e.ancestors and e.attributes.get("class") == "name"]
+    assert len(headings) == 4 and all("n = 100" in e.text for e in headings)
+    cells = {e.attributes["data-row"]: e.text for e in page.all("td") if table in e.ancestors}
+    assert (
+        len(cells) == 12 and cells["demographics/1"] == "60.0 ± 9.5 (n = 87)" and cells["demographics/0"][-3:] == "9.5"
+    )
+    assert_same_numbers(page, strict(report.json))
+
+
+def test_diagnoses_may_hold_commas_and_equals_signs() -> None:
+    subjects = {name: cohort(name, 60, seed) for name, seed in (("twins", 1), ("people", 2))}
+    for each in subjects.values():
+        each.people["diagnosis"] = np.resize(["NSCLC, stage II", "C34.1 = lung", "melanoma"], 60)
+    found = compare(*subjects.values(), by="sex*diagnosis", settings=QUICK)
+    page = Page(build_report(Content(found.to_dict(), WHERE)).html)
+    titles = {e.text.partition("(n")[0].strip() for e in page.all("th") if e.attributes.get("scope") == "colgroup"}
+    told = ("diagnosis NSCLC, stage II", "diagnosis C34.1 = lung", "diagnosis melanoma")
+    assert titles == {f"{sex}, {diagnosis}" for sex in ("women", "men") for diagnosis in told}
+    figures = [e.attributes["id"] for e in page.all("figure") if "difference-suv-mean" in e.attributes["id"]]
+    assert figures == ["fig-difference-suv-mean-sex-diagnosis"]
+
+
+def test_names_of_strata_come_apart_as_they_were_put_together() -> None:
+    people = cohort("people", 60, 2).people.assign(diagnosis="a, b = c")
+    strata = strata_of([people], [*VARIABLES, "*".join(VARIABLES[1:])], QUICK.strata)
+    for stratum in strata:
+        assert grouping_of(stratum.name) == " × ".join(variable for variable, _ in stratum.levels)
 
 
 def test_many_values_are_thinned_to_true_steps() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -9,10 +10,13 @@ from pathlib import Path
 
 import pytest
 
+from vtrial.execution import Attempt
+from vtrial.production import record_attempt
 from vtrial.records import InputError, Subject
 from vtrial.runs import JOURNAL, JournalEntry, Manifest, now, open_run, read_journal
-from vtrial.storage import LocalFolder, RemoteFolder, open_folder
+from vtrial.storage import LocalFolder, RemoteFolder, folder_name, open_folder, place
 
+OPTIONS = "?endpoint_override=http://localhost:9000"
 SUBJECT = Subject("A0", 0, 7, "F", 50.0, 165.0, 70.0)
 
 
@@ -48,6 +52,27 @@ def test_folder_keeps_files_and_journal(folder: LocalFolder | RemoteFolder) -> N
     assert folder.lines("k") == []
     assert folder.sizes()["a/b.bin"] == 3
     assert not any(name.endswith(".part") for name in folder.sizes())
+
+
+def test_a_journal_keeps_whatever_text_there_is(folder: LocalFolder | RemoteFolder) -> None:
+    error = "a\u2028b\x85c " + os.fsdecode(b"M\xfcller")
+    with open_run(folder, manifest()) as run:
+        record_attempt(run, Attempt(SUBJECT, 1, 1.0, error=error))
+    (known,) = read_journal(folder)
+    assert known.error == "a\u2028b\x85c M\\udcfcller"
+
+
+@pytest.mark.parametrize(
+    ("location", "picture", "name"),
+    [
+        ("/runs/a?b", "/runs/a?b/x.png", "a?b"),
+        ("s3://bucket/run", "s3://bucket/run/x.png", "run"),
+        (f"s3://bucket/run{OPTIONS}", f"s3://bucket/run/x.png{OPTIONS}", "run"),
+    ],
+)
+def test_a_place_in_a_folder_is_told_so_that_it_can_be_opened(location: str, picture: str, name: str) -> None:
+    assert place(location, "x.png") == picture
+    assert folder_name(location) == name
 
 
 def test_sweep_removes_leftovers_only(folder: LocalFolder | RemoteFolder) -> None:

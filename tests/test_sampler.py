@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from vtrial.diffusion.sampler import SamplerConfig, dpmpp_2m, heun, sample
+from vtrial.training import read_config
 
 MEAN, SD = 0.7, 0.4
 
@@ -74,6 +75,18 @@ def test_order_of_convergence_is_two(solver) -> None:
         errors.append(float((last(solver(normal_denoise, x, sigmas)) - exact).abs().max()))
     slopes = [math.log(a / b, 2) for a, b in pairwise(errors)]
     assert all(1.8 < s < 2.2 for s in slopes[1:]), slopes
+
+
+@pytest.mark.parametrize("flow", ["", "-flow"])
+@pytest.mark.parametrize(("stage", "steps", "most"), [("global", 35, 0.04), ("super-resolution", 100, 0.004)])
+def test_the_papers_models_are_sampled_as_published(stage: str, steps: int, most: float, flow: str) -> None:
+    """Yoon et al. 2025: Heun steps, 35 and 100, from 80 to 0.002. Residuals are small: their SD must be kept."""
+    config = read_config(f"configs/paper-{stage}{flow}.toml").sampler
+    assert config is not None
+    assert (config.steps, config.sigma_max, config.sigma_min, config.rho) == (steps, 80.0, 0.002, 7.0)
+    for sd in (0.02, 0.05, 0.1, 0.5):
+        x = last(sample(lambda x, sigma: x * sd**2 / (sd**2 + sigma**2), torch.ones(1, dtype=torch.float64), config))  # noqa: B023
+        assert float(x) / sd == pytest.approx(1.0, abs=most)
 
 
 def test_noise_levels_follow_the_published_schedule() -> None:

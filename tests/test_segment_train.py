@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,16 +11,19 @@ from pathlib import Path
 import pytest
 from test_cli import vtrial_command
 from test_segmenter_fit import SPEC, own_places, toy, toy_config  # noqa: F401
+from test_training import small_files
 
 from vtrial.cohort.recruit import recruit
 from vtrial.cohort.spec import read_spec
 from vtrial.phantom import Phantom
-from vtrial.pipeline import segmenters
 from vtrial.segmentation import read_segmenter_card
 from vtrial.segmentation.card import CARD
 from vtrial.segmentation.fit import finish_segmenter, prepare_phantoms
 from vtrial.segmentation.fit.loop import METRICS, read_checkpoint
+from vtrial.training import held
 
+# the package has a function of that name
+segmenters = importlib.import_module("vtrial.pipeline.segmenters")
 Capture = pytest.CaptureFixture[str]
 TOY = """
 name = "toy"
@@ -87,13 +91,27 @@ def test_a_segmenter_is_trained_judged_and_gone_on_with(config: Path, tmp_path: 
     assert found["segmenter"] == str(out) and set(card.dice) == {"liver", "ribs"}
     assert (found["dice"], found["volume_bias"]) == (card.dice, card.volume_bias)
     steps = [json.loads(line)["step"] for line in (out / "training" / METRICS).read_text().splitlines()]
-    assert steps == [6, 11, 16, 20]
+    assert steps == [1, 5, 10, 15, 20]
 
     before = {path: path.stat().st_mtime_ns for path in (out / CARD, out / "training" / "checkpoint.pt")}
     code, told, err = vtrial_command(capfd, *call)
     assert code == 0, err
     assert "phantoms" not in err and "judging" not in err and "20 steps of 2" in told and "Dice" in told
     assert {path: path.stat().st_mtime_ns for path in before} == before
+
+
+def test_another_training_in_the_folder_and_a_full_disk_are_told(config: Path, tmp_path: Path, capfd: Capture) -> None:
+    pytest.importorskip("totalsegmentator")
+    data = prepare_phantoms(toy_config(), SPEC, tmp_path / "set", 2, 1, make=toy)
+    out = tmp_path / "mine"
+    call = ["train", str(config), "--data", str(data), "--out", str(out), "--max-minutes", "0"]
+    with held(out / "training"):
+        code, _, err = vtrial_command(capfd, *call)
+    assert code == 2 and "another vtrial" in err
+    with small_files(4096):
+        code, _, err = vtrial_command(capfd, *call)
+    assert code == 1 and "the same command goes on" in err and "Traceback" not in err
+    assert not list(out.rglob("*.pt")) and not list(out.rglob(".*.part"))
 
 
 def test_a_set_made_before_serves_several(config: Path, tmp_path: Path, capfd: Capture) -> None:

@@ -608,6 +608,7 @@ def test_the_real_package_segments_a_run(tiny_model: Path, tmp_path: Path, no_ne
     np.testing.assert_allclose(affine, ct_affine, atol=1e-5)
     (claim,) = SegmentJournal(open_folder(run)).claims
     assert claim.segmenter == "tiny" and claim.phantoms_only and claim.facts["training_data"] == "none, random weights"
+    assert claim.facts["folder"] == str(tiny_model.absolute()) and "folder" not in plan.facts
     assert segment_run(run, plan).new == 0
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from vtrial.execution import Resources
+from vtrial.execution import CannotGoOn, Resources
 from vtrial.imaging.files import centred_affine, nifti_bytes, nifti_from_bytes
 from vtrial.organs import GROUPS
 from vtrial.phantom import Phantom
@@ -277,6 +277,26 @@ def test_an_interrupted_training_goes_on_exactly(data: Path, tmp_path: Path) -> 
     (tmp_path / "cut" / "checkpoint.pt").write_bytes(b"torn")
     with pytest.raises(InputError, match="not a readable checkpoint"):
         train_segmenter(config, data, tmp_path / "cut")
+
+
+def test_a_training_that_skips_every_step_ends(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        loss, dice = region_loss(*arguments)
+        return loss * torch.nan, dice
+
+    monkeypatch.setattr("vtrial.segmentation.fit.loop.region_loss", broken)
+    with pytest.raises(CannotGoOn, match="20 steps were skipped"):
+        train_segmenter(toy_config(metric_steps=5), data, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / METRICS).read_text().splitlines()]
+    assert [(line["step"], line["skipped"]) for line in lines] == [(5, 5), (10, 10), (15, 15), (20, 20)]
+    assert not any("loss" in line or "dice" in line for line in lines)
+
+
+def test_grids_on_which_bfloat16_is_wrong_are_refused() -> None:
+    assert toy_config(training_patch=(4, 24, 24)).precision == "float32"
+    assert toy_config(training_patch=(6, 24, 24), precision="bfloat16").steps
+    with pytest.raises(ValueError, match="training_patch: its coarsest grid"):
+        toy_config(training_patch=(4, 24, 24), precision="bfloat16")
 
 
 def test_the_loss_is_least_where_outputs_equal_soft_targets() -> None:

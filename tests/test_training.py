@@ -2,6 +2,9 @@
 
 import hashlib
 import json
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -18,13 +21,29 @@ from vtrial.cohort.support import support_of
 from vtrial.diffusion.conditions import Demographics, upsample
 from vtrial.diffusion.sampler import SamplerConfig
 from vtrial.diffusion.weights import load_weights, read_card, save_weights, verify_model
+from vtrial.execution import CannotGoOn
 from vtrial.optimizer import Optimizer, is_matrix
+from vtrial.pipeline.training import fit_stage, train_here
 from vtrial.records import InputError, Support
-from vtrial.training import StoredVolumes, TensorVolume, export_model, read_config, steps, train, write_low
-from vtrial.training.batches import make_batch, measure_scaling
+from vtrial.training import (
+    Job,
+    Share,
+    StoredVolumes,
+    TensorVolume,
+    TrainingConfig,
+    export_model,
+    held,
+    read_config,
+    steps,
+    train,
+    write_low,
+)
+from vtrial.training.batches import make_batch, measure_scaling, patch_pair
 from vtrial.training.checkpoint import new_state, read_checkpoint
 from vtrial.training.config import OptimizerConfig
-from vtrial.training.data import PHASES, data_sha256, patch_pair, sample_low
+from vtrial.training.data import PHASES, data_sha256, sample_low
+from vtrial.training.fitting import open_source
+from vtrial.training.loop import dtype_for, learn
 
 STAGES = ["global", "super-resolution"]
 
@@ -33,6 +52,7 @@ class Stream:
     """An endless source: every draw is a new body, as phantoms rendered on the fly would be."""
 
     device = torch.device("cpu")
+    refresh_steps = 1
     support = Support(age_years=(30, 80), height_cm=(155, 185), weight_kg=(50, 110))
 
     def draw(self, rng: np.random.Generator, epoch: int) -> TensorVolume:
@@ -92,6 +112,27 @@ def test_subvolumes_in_memory_change_with_the_epoch_alone(data: Path) -> None:
 
     assert torch.equal(draw(0), draw(0))
     assert not torch.equal(draw(0), draw(1))
+
+
+@pytest.mark.parametrize("low", [False, True])
+def test_subvolumes_beyond_the_memory_are_read_from_the_files(low: bool, data: Path, tmp_path: Path) -> None:
+    folder = data
+    if low:
+        folder = tmp_path
+        (tmp_path / "subjects.parquet").write_bytes((data / "subjects.parquet").read_bytes())
+        for i in range(4):
+            write_low(tmp_path, f"S{i}", tensor_blob(i), np.random.default_rng(i), 6)
+
+    def draws(source: StoredVolumes) -> torch.Tensor:
+        return torch.stack([source.draw_low(np.random.default_rng(i), i // 20)[0] for i in range(40)])
+
+    sources = [StoredVolumes(folder, phases=5, memory=memory) for memory in (0, 1, 10**9)]
+    rows = [draws(source) for source in sources]
+    assert torch.equal(rows[0], rows[2]) and torch.equal(rows[1], rows[2])
+    one = 5 * 2 * 8 * 8 * 16 * 2
+    assert [source.held_bytes for source in sources] == [0, one, 4 * one]
+    shares = [open_source(folder, tiny("global"), torch.device("cpu"), workers) for workers in (1, 4)]
+    assert shares[1].memory == shares[0].memory // 4  # type: ignore[attr-defined]
 
 
 def test_stage_one_trains_from_subvolumes_alone(tmp_path: Path, data: Path) -> None:
@@ -179,6 +220,73 @@ def test_time_budget_and_finished_run(data: Path, tmp_path: Path) -> None:
     assert (tmp_path / "checkpoint.pt").read_bytes() == before
 
 
+def test_metrics_lie_at_the_same_steps_after_interruptions(data: Path, tmp_path: Path) -> None:
+    config = tiny("global", metric_steps=5, checkpoint_steps=3)
+    train(config, data, tmp_path / "whole")
+    told: list[object] = []
+    for seconds in (0.0, 0.0, None):
+        train(config, data, tmp_path / "parts", max_seconds=seconds, progress=lambda line: told.append(line["step"]))
+    assert [step for step, _ in losses(tmp_path / "whole")] == [5, 10, 12]
+    assert [step for step, _ in losses(tmp_path / "parts")] == told == [1, 2, 5, 10, 12]
+    assert losses(tmp_path / "parts")[3:] == losses(tmp_path / "whole")[1:]
+
+
+def test_a_run_goes_on_with_the_data_it_began_with(data: Path, tmp_path: Path) -> None:
+    other, run = write_blobs(tmp_path / "other", 3), tmp_path / "run"
+    train(tiny("global", steps=2), data, run)
+    for call in (lambda: train(tiny("global"), other, run), lambda: Job(tiny("global"), other, run).check(print)):
+        with pytest.raises(InputError, match=r"trained on other data .*--start-from"):
+            call()
+    assert read_checkpoint(run / "checkpoint.pt")["data_sha256"] == data_sha256(data)
+
+    content = read_checkpoint(run / "checkpoint.pt")
+    del content["data_sha256"]  # as checkpoints were
+    torch.save(content, run / "checkpoint.pt")
+    sampler = {"global": SamplerConfig(steps=4)}
+    known = export_model(tmp_path / "m", {"global": run}, sampler, name="m", data_sha256={"global": "as told"})  # type: ignore[arg-type]
+    assert known.stages["global"].data_sha256 == "as told"
+    train(tiny("global"), data, run)
+    train(tiny("global"), data, tmp_path / "whole")
+    assert losses(run) == losses(tmp_path / "whole")
+    card = export_model(tmp_path / "m", {"global": run}, sampler, name="m", data_sha256={"global": "as told"})  # type: ignore[arg-type]
+    assert card.stages["global"].data_sha256 == data_sha256(data)
+
+
+def test_one_training_at_a_time_works_in_a_folder(data: Path, tmp_path: Path) -> None:
+    job = Job(tiny("global", steps=2), data, tmp_path / "run")
+    with held(job.out), pytest.raises(InputError, match="another vtrial"):
+        train_here(job, print)
+    assert not (tmp_path / "run").exists()
+    train_here(job, lambda line: None)
+    assert read_checkpoint(tmp_path / "run" / "checkpoint.pt")["step"] == 2
+
+
+@contextmanager
+def small_files(most: int) -> Iterator[None]:
+    """As if the disk were full: files take so many bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (most, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_model_that_cannot_be_written_is_told_and_the_old_one_stays(data: Path, tmp_path: Path) -> None:
+    config, out = tmp_path / "tiny.toml", tmp_path / "m"
+    config.write_text(
+        'stage = "global"\nsteps = 2\nbatch = 2\n[network]\npatch = 2\nchannels = [8, 16]\nblocks = [1, 1]\n'
+        "attention_head_channels = 16\n"
+    )
+    fit_stage(config, data, out, lambda line: None, None, None, train_here)
+    before = read_card(out)
+    with small_files(4096), pytest.raises(CannotGoOn, match="the same command goes on"):
+        fit_stage(config, data, out, lambda line: None, None, None, train_here)
+    stage = read_card(out).stages["global"]
+    assert read_card(out) == before and load_weights(out / stage.file, stage.sha256)
+    assert not list(out.rglob("*.part"))
+
+
 def test_another_configuration_is_refused(data: Path, tmp_path: Path) -> None:
     train(tiny("global", steps=2), data, tmp_path)
     with pytest.raises(InputError, match=r"another configuration .*seed"):
@@ -231,6 +339,35 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(data: Path) -> None:
     assert all(bool(torch.isfinite(v).all()) for a in state.ema.averages.values() for v in a.values())
 
 
+def test_a_training_that_skips_every_step_ends(data: Path, tmp_path: Path) -> None:
+    class Broken(StoredVolumes):
+        def draw_low(self, rng, epoch):  # type: ignore[no-untyped-def]
+            low, phase, person = super().draw_low(rng, epoch)
+            return low * torch.nan, phase, person
+
+    config = tiny("global", steps=60, metric_steps=5, scaling={"center": (0.3, 0.1), "sd": (0.3, 0.1)})
+    with pytest.raises(CannotGoOn, match="20 steps were skipped"):
+        train(config, Broken(data), tmp_path)
+    lines = [json.loads(text) for text in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["skipped"]) for line in lines] == [(5, 5), (10, 10), (15, 15), (20, 20)]
+    assert not any("loss" in line or "error" in line for line in lines)
+
+
+def test_gradients_are_right_on_narrow_grids(data: Path) -> None:
+    def gradients(config: TrainingConfig) -> torch.Tensor:
+        source = StoredVolumes(data)
+        state = new_state(config, measure_scaling(config, source), source.support, source.device)
+        list(steps(tiny("global"), source, state, last=3))  # an untrained network has no gradients inside
+        state.step = 4
+        learn(config, state, make_batch(config, source, 4), Share())
+        return torch.cat([p.grad.flatten() for p in state.denoiser.parameters() if p.grad is not None])
+
+    exact = gradients(tiny("global"))  # its coarsest grid is (2, 2, 4)
+    assert float((gradients(tiny("global", precision="bfloat16")) - exact).norm() / exact.norm()) < 0.1
+    wide = torch.zeros(1, 2, 12, 8, 16)
+    assert dtype_for(tiny("global", precision="bfloat16"), wide) is torch.bfloat16
+
+
 @pytest.mark.parametrize(
     "path",
     sorted(path for path in Path("configs").glob("*.toml") if not path.stem.startswith(("analysis", "segmenter"))),
@@ -278,10 +415,16 @@ def test_export_writes_a_checked_model(data: Path, tmp_path: Path) -> None:
     runs = {stage: tmp_path / stage for stage in STAGES}
     for stage in STAGES:
         train(tiny(stage, steps=2), data, runs[stage])
+    with (runs["global"] / "metrics.jsonl").open("a") as stream:
+        stream.write('{"step": 4, "err')  # a line cut off
     samplers = {stage: SamplerConfig(steps=4) for stage in STAGES}
     card = export_model(tmp_path / "model", runs, samplers, name="tiny", data="four blobs")
     assert read_card(tmp_path / "model") == card == verify_model(tmp_path / "model")
     stage = card.stages["global"]
+    assert stage.data_sha256 == data_sha256(data) and [step for step, _ in stage.loss] == [2]
+    told = {**stage.training, **stage.config.model_dump(mode="json", exclude={"scaling", "low_scaling", "band_sd"})}
+    assert TrainingConfig.model_validate(told) == tiny("global", steps=2) and "network" not in stage.training
+    assert read_card("phantom-v1").stages["global"].training == {}  # cards that do not tell are cards
     content = read_checkpoint(runs["global"] / "checkpoint.pt")
     weights = load_weights(tmp_path / "model" / stage.file, stage.sha256)
     average = content["ema"]["0.05"]

@@ -14,9 +14,11 @@ from typer.testing import CliRunner
 from tests.blobs import tiny, write_blobs
 from vtrial.cli import app
 from vtrial.diffusion.denoiser import Denoiser, Scaling
+from vtrial.diffusion.weights import read_card
 from vtrial.training import Share, StoredVolumes, TrainingConfig
 from vtrial.training.batches import make_batch
 from vtrial.training.checkpoint import new_state
+from vtrial.training.config import WatchConfig
 from vtrial.training.estimate import estimate
 from vtrial.training.loop import learn
 
@@ -71,6 +73,8 @@ def test_workers_share_the_batch_and_nothing_else(data: Path) -> None:
     assert two.memory.exchange == two.memory.weights and one.memory.exchange == 0
     assert two.memory.volumes == one.memory.volumes == 3 * 2 * 2 * 2 * 16 * 16 * 24
     assert two.memory.activations < one.memory.activations
+    few = StoredVolumes(data, memory=1000)
+    assert estimate(config, few, 0, 1, CPU).memory.volumes == 1000, "no more than are kept"
 
 
 def test_muon_and_averages_are_counted(data: Path) -> None:
@@ -142,10 +146,22 @@ def test_what_is_trained_already_is_not_told_again(data: Path, tmp_path: Path, r
     assert CliRunner().invoke(app, command).exit_code == 0
     told = json.loads(CliRunner().invoke(app, [*command, "--dry-run", "--json"]).stdout)
     assert told["steps_left"] == 0 and told["seconds_left"] == 0.0
+    otherwise_sampled = tmp_path / "sampled.toml"  # what a card begins with has no part in training
+    otherwise_sampled.write_text('sampler = { name = "heun", steps = 50 }\n' + config.read_text())
+    went_on = CliRunner().invoke(app, ["train", str(otherwise_sampled), *command[2:]])
+    assert went_on.exit_code == 0, went_on.output
+    assert read_card(tmp_path).stages["global"].sampler.steps == 32, "a card that is there keeps its own"
     other = tmp_path / "other.toml"
     other.write_text(config.read_text().replace("seed = 1", "seed = 7"))
     refused = CliRunner().invoke(app, ["train", str(other), *command[2:], "--dry-run"])
     assert refused.exit_code == 2 and "seed" in refused.output
+
+
+def test_the_guide_tells_how_often_the_error_is_measured(repository: Path) -> None:
+    guide = (repository / "docs/train-your-own.md").read_text(encoding="utf-8")
+    usual = WatchConfig()
+    assert f"each {usual.validate_steps} steps" in guide and usual.sample_steps == 0
+    assert "pictures with `watch.sample_steps`" in guide
 
 
 def test_options_that_make_no_sense_are_refused(data: Path, tmp_path: Path, repository: Path) -> None:

@@ -22,7 +22,7 @@ from vtrial.cli import app
 from vtrial.course import Line
 from vtrial.execution import CannotGoOn
 from vtrial.records import InputError
-from vtrial.training import Job, Share, TrainingConfig, train
+from vtrial.training import Job, Share, TrainingConfig, held, train
 from vtrial.training.checkpoint import CHECKPOINT, read_checkpoint
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -143,6 +143,11 @@ def test_what_is_not_sound_is_found_before_ray_starts(data: Path, tmp_path: Path
     train(config.model_copy(update={"steps": 1}), data, tmp_path / "run")
     with pytest.raises(InputError, match="seed"):
         on_ray(config.model_copy(update={"seed": 9}), data, tmp_path / "run", 2)
+    with held(tmp_path / "run"), pytest.raises(InputError, match="another vtrial"):
+        on_ray(config, data, tmp_path / "run", 2)
+    other = write_blobs(tmp_path / "other", 2)
+    with pytest.raises(InputError, match="other data"):
+        on_ray(config, other, tmp_path / "run", 2)
     assert not (tmp_path / "run/.ray").exists()
 
 

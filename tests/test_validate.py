@@ -134,6 +134,20 @@ def test_a_run_against_a_run_by_one_segmenter(run: Path, capfd: Capture) -> None
     assert code == 0 and "nothing was left" not in out
 
 
+def test_a_hospitals_own_columns_stop_nothing(here: Path, segmenters: Segmenters, capfd: Capture) -> None:  # noqa: F811
+    rows = [f"H{i},{'FM'[i % 2]},{40 + i},{160 + i},{60 + 2 * i},11,alive,{'ab'[i // 2 % 2]}" for i in range(12)]
+    Path("hospital.csv").write_text("\n".join(["PatientID,Sex,Age,Height,Weight,BMI,Status,Diagnosis", *rows]) + "\n")
+    asked = ("generate", "--match", "hospital.csv", "--seed", "0", "--out", "runs/matched", *LOCAL)
+    code, _, err = vtrial_command(capfd, *asked)
+    assert code == 0, err
+    table = pd.read_parquet("runs/matched/subjects.parquet")
+    assert not {"BMI", "Status"} & set(table.columns) and table["bmi"].min() > 20 and set(table["status"]) == {"ok"}
+    code, _, err = vtrial_command(capfd, "validate", "runs/matched", "--by", "diagnosis", *QUICK)
+    assert code == 0, err
+    cells = pd.read_parquet("runs/matched/validation/autopet-2025/comparisons.parquet")
+    assert set(cells["stratum"]) == {"diagnosis=a", "diagnosis=b"}
+
+
 def test_a_table_and_its_segmenter(run: Path, capfd: Capture) -> None:
     assert vtrial_command(capfd, "validate", *QUICK)[0] == 0
     people = pd.read_parquet(run / "subjects.parquet")[["subject_id", "sex", "age_years"]]

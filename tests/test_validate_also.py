@@ -241,6 +241,43 @@ def test_further_cohorts_join_in_an_analysis_of_variance(run: Path, capfd: Captu
     )
 
 
+def hospital(run: Path, more: bool) -> None:
+    """hospital.csv: the people of the run as they were measured, and if asked for twelve others of half the weight."""
+    people = pd.read_parquet(run / "subjects.parquet")[["subject_id", "sex", "age_years", "height_cm", "weight_kg"]]
+    table = pd.read_parquet(run / "measurements.parquet").merge(people, on="subject_id")
+    others = table.assign(subject_id="B" + table["subject_id"], weight_kg=table["weight_kg"] / 2)
+    pd.concat([table, others] if more else [table]).to_csv("hospital.csv", index=False)
+
+
+def test_all_of_a_paired_report_is_about_the_pairs(run: Path, capfd: Capture) -> None:
+    asked = (*REPORT, "--real", "hospital.csv", "--match", "--also", "runs/others")
+    found = []
+    for more in (False, True):
+        hospital(run, more)
+        code, out, err = vtrial_command(capfd, *asked)
+        assert code == 0 and "nothing was left" not in out, err
+        found.append(document(run, "hospital"))
+    assert any("hospital: 12 subjects have no pair (by subject_id)" in note for note in found[1]["notes"])
+    for part in ("cells", "demographics", "distributions", "slopes", "correlations", "anova", "likeness", "spread"):
+        assert found[0][part] == found[1][part] and found[0][part], part
+    assert "nothing was left" in vtrial_command(capfd, *asked)[1]
+
+
+def test_the_ceiling_of_the_settings_is_that_of_all(run: Path, capfd: Capture) -> None:
+    hospital(run, more=False)
+    Path("low.toml").write_text(SETTINGS + "suv_ceiling = 2.5\n")
+    code, _, err = vtrial_command(capfd, *REPORT[:2], "--settings", "low.toml", "--real", "hospital.csv")
+    assert code == 0, err
+    hottest = [c for c in document(run, "hospital")["cells"] if c["metric"] == "suv_max"]
+    assert all(c["ceiling_synthetic"] == c["ceiling_reference"] > 0 and c["basis"] == "censored" for c in hottest)
+    Path("high.toml").write_text(SETTINGS + "suv_ceiling = 40\n")
+    code, _, err = vtrial_command(capfd, *REPORT[:2], "--settings", "high.toml", "--real", "hospital.csv")
+    assert (
+        code == 2
+        and f"high.toml, suv_ceiling: 40: the twins of {run.absolute()} end at SUV 25; set that or less" in err
+    )
+
+
 def test_cohorts_named_twice_or_not_there_are_told_all_at_once(run: Path, capfd: Capture) -> None:
     code, _, err = vtrial_command(capfd, *REPORT, "--also", "nobody", "--also", "nowhere", "--train", "none")
     assert code == 2 and "nobody: no such file" in err and "nowhere: no such file" in err and "--train none" in err

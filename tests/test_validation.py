@@ -10,8 +10,10 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from vtrial.measurement.scan import LOWEST_SUV
+from vtrial.measurement.subject import CENSORED_AT_SUV
 from vtrial.records import InputError
-from vtrial.validation import AnalysisSettings, Cohort, anova, cohort_of, compare, read_reference
+from vtrial.validation import AnalysisSettings, Cohort, anova, cohort_of, compare, read_reference, statistic
 from vtrial.validation.match import pair
 from vtrial.validation.multiplicity import benjamini_hochberg, holm
 from vtrial.validation.strata import strata_of
@@ -172,6 +174,47 @@ def test_censored_suvmax_goes_by_ranks_and_medians() -> None:
     assert np.isnan(heavy["p_tost"]) and "touches the ceiling" in heavy["message"] and heavy["verdict"] == DIFFERENT
 
 
+def test_another_ceiling_moves_nothing_but_what_reaches_it() -> None:
+    subjects, m = tables(4, 1)
+    liver = m["organ"] == "liver"
+    m.loc[liver, "suv_max"], m.loc[liver, "censored"] = [10.0, 24.999, 31.0, 60.0], [False, True, True, True]
+    m["censored"] = m["censored"].fillna(False)
+    expected = {
+        20.0: ([10, 20, 20, 20], [0, 1, 1, 1]),
+        25.0: ([10, 25, 25, 25], [0, 1, 1, 1]),
+        40.0: ([10, 24.999, 31, 40], [0, 0, 0, 1]),
+    }
+    for suv_ceiling, (values, reached) in expected.items():
+        found = cohort_of("real", m, subjects, suv_ceiling=suv_ceiling).select([("liver", "suv_max")])
+        assert found[0][:, 0].tolist() == values and found[1][:, 0].tolist() == [bool(r) for r in reached]
+    m.loc[liver, "suv_max"] = [10.0, 24.999, 25.0, 25.0]  # as twins: what lies beyond is not known
+    with pytest.raises(InputError, match=r"all SUVmax end at 25.*suv_ceiling of 40; set that to 25 or less"):
+        cohort_of("twins", m, subjects, suv_ceiling=40.0)
+    assert cohort_of("twins", m, subjects).column(("liver", "suv_max")).tolist() == [10, 25, 25, 25]
+
+
+def test_limits_are_those_of_measuring() -> None:
+    assert statistic.LOWEST_SUV == LOWEST_SUV and statistic.CENSORED_AT_SUV == CENSORED_AT_SUV
+
+
+def bladders(name: str, seed: int, hottest: float) -> Cohort:
+    """Cohorts of 80 whose spleens all reach the ceiling but one, whose SUVmax is `hottest`."""
+    subjects, m = tables(80, seed)
+    m.loc[m["organ"] == "spleen", "suv_max"] = 40.0
+    m.loc[(m["organ"] == "spleen") & (m["subject_id"] == "s3"), "suv_max"] = hottest
+    return cohort_of(name, m, subjects)
+
+
+def test_the_ceiling_is_no_lost_spread() -> None:
+    result = compare(bladders("twins", 1, 30.0), bladders("real", 2, 24.0), by="all", settings=QUICK)
+    row = cell(result.table, "all", "spleen", "suv_max")
+    assert row["sd_synthetic"] == 0 < row["sd_reference"]
+    assert "100 % of twins and 98.8 % of real reach 25" in row["message"]
+    spread = result.spread.iloc[0]
+    assert (spread["cells"], spread["identical"], bool(spread["alarm"])) == (7, 0, False)
+    assert "SPREAD LOST" not in result.headline
+
+
 def test_adjusted_p_values_are_those_of_the_textbook() -> None:
     p = np.array([0.01, 0.04, np.nan, 0.03, 0.005])
     assert holm(p) == pytest.approx([0.03, 0.06, np.nan, 0.06, 0.02], nan_ok=True)
@@ -234,6 +277,8 @@ def test_identical_values_are_told_and_alarm() -> None:
     row = cell(result.table, "all", "liver", "volume_ml")
     assert "all 50 values are identical" in row["message"] and row["spread_verdict"] == DIFFERENT
     assert row["sd_ratio"] == 0 and bool(result.spread["alarm"][0]) and result.spread["identical"][0] == 4
+    named = "all values are identical in liver volume_ml, liver suv_mean, spleen volume_ml and 1 more"
+    assert f"SPREAD LOST in all: {named}" in result.headline  # and no ratio, as over the others it is not below 1
     both = cell(compare(twins, twins, by="all", settings=QUICK).table, "all", "liver", "volume_ml")
     assert both["verdict"] == TOO_FEW and np.isnan(both["p_welch"])
     assert both["message"].count("identical") == 2
@@ -253,6 +298,61 @@ def test_unfinished_subjects_and_cut_organs_are_counted() -> None:
     assert any("4 of 30 subjects are not finished" in note for note in c.notes)
     assert any("2 of 26 subjects have no measurements yet" in note for note in c.notes)
     assert any("1 volumes of organs cut by the field of view" in note for note in c.notes)
+
+
+def test_subjects_without_a_single_number_are_left_out_and_counted() -> None:
+    subjects, m = tables(30, 1)
+    metrics = ["volume_ml", "hu_mean", "suv_mean", "suv_max"]
+    lost = m["subject_id"] == "s7"
+    m.loc[lost, metrics], m.loc[lost, "missing"] = np.nan, "not measured: spoilt"
+    m.loc[(m["subject_id"] == "s8") & (m["organ"] == "liver"), metrics] = np.nan
+    c = cohort_of("run", m, subjects)
+    assert len(c) == 29 and "s7" not in c.people.index and "s8" in c.people.index
+    assert c.notes[-1] == "run: nothing could be measured in 1 of 30 subjects: left out"
+    m[metrics] = np.nan
+    with pytest.raises(InputError, match="no subject has a single measurement"):
+        cohort_of("run", m, subjects)
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [("BMI", 11.0), ("Status", "alive"), ("Age", 3), (" age", 3), ("Weight", 1), ("ID", "x"), ("Subject", "y")],
+)
+def test_a_column_of_its_own_name_wins(column: str, value: object) -> None:
+    subjects, m = tables(10, 1)
+    subjects["bmi"] = 24.0
+    for place in (0, 3):
+        more = subjects.copy()
+        more.insert(place, column, value)
+        c = cohort_of("run", m, more)
+        assert c.people["bmi"].tolist() == [24.0] * 10 and c.people.index.tolist() == [f"s{i}" for i in range(10)]
+        assert c.people["age_years"].tolist() == subjects["age_years"].tolist()
+    named = statistic.usual_names(pd.DataFrame({"Age": [1], "AGE_YEARS": [2], "age": [3], "Id": [4]}))
+    assert named.to_dict("list") == {"age_years": [2], "subject_id": [4]}
+
+
+def test_uptake_may_lie_below_zero_and_volumes_may_not() -> None:
+    subjects, m = tables(20, 1)
+    m["suv_sd"] = 0.1
+    m.loc[3, ["suv_mean", "suv_max"]] = -0.003, -0.001
+    assert cohort_of("real", m, subjects).column(("liver", "suv_mean"))[3] == -0.003
+    m.loc[4, "suv_mean"], m.loc[5, "suv_sd"], m.loc[6, "volume_ml"] = -51.0, -0.1, -1.0
+    with pytest.raises(InputError) as caught:
+        cohort_of("real", m, subjects)
+    told = "\n".join(caught.value.problems)
+    assert "column suv_mean: -51.0: below -50" in told and "column suv_sd: -0.1: below 0" in told
+    assert "column volume_ml: -1.0: below 0" in told and len(caught.value.problems) == 3
+
+
+def test_a_numeric_diagnosis_is_one_level_with_gaps_or_without() -> None:
+    subjects, m = tables(20, 1)
+    gaps = cohort_of("gaps", m, subjects.assign(diagnosis=[1.0, 2.0, np.nan, 1.0] * 5))
+    whole = cohort_of("whole", m, subjects.assign(diagnosis=[1, 2, 1, 1] * 5))
+    texts = cohort_of("texts", m, subjects.assign(diagnosis=["1", " 2", "", "1.0"] * 5))
+    found = strata_of([gaps.people, whole.people, texts.people], "diagnosis", QUICK.strata)
+    assert [s.name for s in found] == ["diagnosis=1", "diagnosis=2"]
+    table = compare(gaps, texts, by="diagnosis", settings=QUICK).table
+    assert set(zip(table["n_synthetic"], table["n_reference"])) == {(10, 10), (5, 5)}
 
 
 def test_bad_measurements_are_refused_all_at_once() -> None:

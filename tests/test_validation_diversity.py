@@ -162,4 +162,18 @@ def test_standardised_vectors_leave_out_what_is_missing() -> None:
     a, b = rng.normal(5, 2, (10, 4)), rng.normal(5, 2, (12, 4))
     a[0, 0], b[:, 1] = np.nan, 3.0
     za, zb = standardised(a, b)
-    assert za.shape == (10, 2) and zb.mean(axis=0) == pytest.approx(0) and zb.std(axis=0, ddof=1) == pytest.approx(1)
+    assert za.shape == (10, 2) and zb.shape == (12, 2)
+    assert zb.mean(axis=0) == pytest.approx(0) and zb.std(axis=0, ddof=1) == pytest.approx(1)
+
+
+def test_a_few_gaps_cost_their_subjects_and_not_the_measurement() -> None:
+    rng = np.random.default_rng(5)
+    a, b = rng.normal(5, 2, (40, 4)), rng.normal(5, 2, (60, 4))
+    a[0], a[1, 2], b[2:5, 1] = np.nan, np.nan, np.nan  # 5 % of every measurement at most
+    za, zb = standardised(a, b)
+    assert za.shape == (38, 4) and zb.shape == (57, 4)
+    assert zb.mean(axis=0) == pytest.approx(0) and zb.std(axis=0, ddof=1) == pytest.approx(1)
+    a[2:5, 3] = np.nan
+    assert standardised(a, b)[0].shape == (38, 3)
+    with pytest.raises(InputError, match="fewer than two measurements that most subjects have"):
+        standardised(a[:, 2:], b[:, 2:])

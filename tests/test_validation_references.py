@@ -166,3 +166,13 @@ def test_wrong_settings_are_told(tmp_path: Path, text: str, told: str) -> None:
     path.write_text(text)
     with pytest.raises(InputError, match=told):
         read_settings(path)
+
+
+def test_columns_that_mean_the_same_and_codes_with_zeros(tmp_path: Path) -> None:
+    path = tmp_path / "real.csv"
+    rows = [f"0{i},{i},F,60,60.5,00{1 + i % 2},liver,{1400 + 50 * i}" for i in range(6)]
+    path.write_text("\n".join(["ID,index,Sex,age,age_years,diagnosis,organ,volume_ml", *rows]) + "\n")
+    people = read_reference(path).data.people
+    assert people.index.tolist() == [f"0{i}" for i in range(6)] and people["age_years"].tolist() == [60.5] * 6
+    assert people["diagnosis"].tolist() == ["001", "002"] * 3
+    assert people["index"].tolist() == list(range(6))  # as in a run's table, with which it is paired

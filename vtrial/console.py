@@ -50,8 +50,10 @@ class Console:
 
     def run_ended(self, summary: RunSummary) -> None:
         """Say how a run ended and where things are; leaves with code 1 if subjects failed."""
-        volumes = f"{summary.location}/scans" if summary.layout == "scans" else summary.location
-        places = {"scans": volumes, "table": f"{summary.location}/subjects.parquet", "preview": summary.preview}
+        from vtrial.storage import place
+
+        volumes = place(summary.location, "scans") if summary.layout == "scans" else summary.location
+        places = {"scans": volumes, "table": place(summary.location, "subjects.parquet"), "preview": summary.preview}
         document = {
             "run": summary.location,
             "subjects": summary.total,
@@ -98,10 +100,10 @@ class Console:
         except KeyboardInterrupt:
             self.fail(["interrupted; what is made is safe: run the same command to go on"], INTERRUPTED)
 
-    def steps_ended(self, done: str, summary: SegmentSummary | MeasureSummary, place: str) -> None:
+    def steps_ended(self, done: str, summary: SegmentSummary | MeasureSummary, where: str) -> None:
         """Say how segmenting or measuring ended ("segmented", …), and where it is; code 1 if subjects failed."""
         lines = [f"{summary.done} of {summary.total} subjects are {done}, {summary.new} now in {summary.seconds:.0f} s"]
-        lines += [*failed_lines(summary.failures, "the same command tries them again"), place]
+        lines += [*failed_lines(summary.failures, "the same command tries them again"), where]
         self.result(vars(summary), "\n".join(lines))
         if summary.failures:
             raise SystemExit(FAILED)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
-from vtrial.storage import write_atomic
+import torch
+
+from vtrial.storage import whole_file, write_atomic
 
 Line = dict[str, object]
 
@@ -56,7 +59,7 @@ class Journal:
 
 
 class Metrics(Generic[R]):
-    """Collects the reports of steps and writes one line into `path` (if any) for every `metric_steps` of them.
+    """Collects the reports of steps and writes a line into `path` (if any) at every multiple of `metric_steps`.
 
     `describe` makes the line from the reports and the seconds they took; `step` is that of the checkpoint.
     """
@@ -71,7 +74,12 @@ class Metrics(Generic[R]):
     def add(self, report: R) -> Line | None:
         """Take a report; the line where one is due."""
         self._reports.append(report)
-        if len(self._reports) < self._plan.metric_steps and report.step < self._plan.steps:
+        due = report.step % self._plan.metric_steps == 0 or report.step >= self._plan.steps
+        return self.flush() if due else None
+
+    def flush(self) -> Line | None:
+        """The line of what was reported since the last one; None where that is nothing."""
+        if not self._reports:
             return None
         line = self._describe(self._reports, time.perf_counter() - self._since)
         self._journal.add(line)
@@ -111,9 +119,11 @@ def follow(
     for report in reports:
         state.seconds = before + time.monotonic() - begun
         line = metrics.add(report)
+        late = max_seconds is not None and any_of(time.monotonic() - begun >= max_seconds)
+        if late and line is None:
+            line = metrics.flush()
         if line is not None and progress is not None:
             progress(line)
-        late = max_seconds is not None and any_of(time.monotonic() - begun >= max_seconds)
         if report.step % plan.checkpoint_steps == 0 or late:
             save()
             saved = state.step
@@ -121,3 +131,12 @@ def follow(
             break
     if saved != state.step:
         save()
+
+
+def save_whole(path: Path, content: dict[str, Any]) -> None:
+    """Write a state as torch saves it, whole or not at all. OSError if it cannot be."""
+    with whole_file(path) as stream:
+        try:
+            torch.save(content, stream)
+        except RuntimeError as error:  # torch's word for bytes that were not taken
+            raise OSError(errno.ENOSPC, "no more could be written", stream.name) from error

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from vtrial.diffusion.cascade import CascadeSampler, load_cascade
 from vtrial.diffusion.conditions import Demographics
 from vtrial.diffusion.denoiser import StageName
-from vtrial.diffusion.sampler import SamplerConfig
+from vtrial.diffusion.sampler import SamplerConfig, SamplerName
 from vtrial.diffusion.tiles import tile_for
 from vtrial.diffusion.weights import MODELS, ExtentFit, ModelCard, model_folder, read_card, verify_model
 from vtrial.execution import Resources
@@ -26,14 +26,12 @@ from vtrial.randomness import Purpose, subject_torch_seed
 from vtrial.records import Subject, Support
 from vtrial.runs import Identity
 
-SamplerName = Literal["heun", "heun-churn", "dpmpp-2m", "dpmpp-2m-churn"]
-
 
 @dataclass(frozen=True)
 class CascadePlan:
     """A checked choice of model and sampler: how to load it, what names it, whom it can make.
 
-    `standard` says that the sampler is the model's own.
+    `standard` says that the sampler is the model's own, `extent` how long the model's bodies are.
     """
 
     load: LoadRenderer
@@ -41,15 +39,24 @@ class CascadePlan:
     facts: dict[str, Any]
     support: Support
     standard: bool
+    extent: ExtentFit = field(default_factory=ExtentFit)
 
 
 def cascade_plan(
-    model: str, sampler: SamplerName | None, steps_global: int | None, steps_sr: int | None
+    model: str,
+    sampler: SamplerName | None = None,
+    steps_global: int | None = None,
+    steps_sr: int | None = None,
+    tile: str | None = None,
 ) -> CascadePlan:
-    """The plan for a bundled model or model folder; InputError if there is none, or its weights are not its card's."""
+    """The plan for a bundled model or model folder; InputError if there is none, or its weights are not its card's.
+
+    `tile` is a length along z in voxels, "none" for one pass on any machine, or None for what each machine can hold.
+    """
     folder, card = model_folder(model), verify_model(model)
     own = CascadeSampler.of(card)
-    chosen = own.with_options(sampler, steps_global, steps_sr)
+    divisor = card.stages["super-resolution"].config.network.divisor
+    chosen = own.with_options(sampler, steps_global, steps_sr, tile, divisor)
     # A bundled model goes by its name: on another machine of a cluster the package may lie elsewhere.
     location = model if folder.parent == MODELS else str(folder.absolute())
     return CascadePlan(
@@ -62,6 +69,7 @@ def cascade_plan(
         facts={"model": model, "model_files": card.files, "model_data": card.data},
         support=card.support,
         standard=chosen == own,
+        extent=card.extent,
     )
 
 
@@ -72,7 +80,8 @@ def model_sha256(card: ModelCard) -> str:
 
 def _sampler_text(sampler: CascadeSampler, handover: float) -> str:
     expert = f", global-detail below {handover:g}" if handover else ""
-    return f"global {sampler.low.model_dump_json()}, super-resolution {sampler.high.model_dump_json()}{expert}"
+    tile = f", tiles of {sampler.tile[2]}" if sampler.tile else ""  # the machine's choice has never been named
+    return f"global {sampler.low.model_dump_json()}, super-resolution {sampler.high.model_dump_json()}{expert}{tile}"
 
 
 @dataclass(frozen=True)
@@ -88,7 +97,8 @@ class LoadCascade:
         cascade = load_cascade(self.model, resources.device)
         gpu = cascade.device.type == "cuda"
         memory = torch.cuda.get_device_properties(cascade.device).total_memory if gpu else total_memory_bytes()
-        sampler = self.sampler if self.sampler.tile else replace(self.sampler, tile=tile_for(memory))
+        tile = self.sampler.tile or tile_for(memory, cascade.high.config.network)
+        sampler = replace(self.sampler, tile=tile)
 
         def render(subject: Subject) -> Scan:
             volume = cascade.sample(

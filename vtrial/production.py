@@ -14,12 +14,13 @@ from importlib.metadata import version
 from typing import Any
 
 from vtrial import geometry
+from vtrial.diffusion.weights import ExtentFit
 from vtrial.execution import Attempt, CannotGoOn, Executor, Progress, Report
 from vtrial.imaging.files import nifti_from_bytes, spacing_of, voxel_sha256
 from vtrial.imaging.scans import Layout, LoadRenderer, ScanWorkFactory
 from vtrial.records import InputError, PetCt, Subject
 from vtrial.runs import SHARD_ABOVE, Identity, JournalEntry, Manifest, Run, Session, now, open_run
-from vtrial.storage import Folder, open_folder
+from vtrial.storage import Folder, open_folder, printable
 
 TABLES_EVERY_S = 30.0
 ARRIVAL_S = 30.0  # network file systems show new files of other machines with a delay
@@ -48,7 +49,7 @@ class RunSummary:
 
 @dataclass(frozen=True)
 class Plan:
-    """A checked request: all that a run is."""
+    """A checked request: all that a run is. `extent` is the fit of body length on height that its scans follow."""
 
     kind: str
     location: str
@@ -61,6 +62,7 @@ class Plan:
     flags: dict[int, bool] = field(default_factory=dict)
     layout: Layout = "scans"
     verify: bool = False
+    extent: ExtentFit = field(default_factory=ExtentFit)
 
 
 def carry_out(plan: Plan, executor: Executor, report: Report) -> RunSummary:
@@ -77,8 +79,8 @@ def carry_out(plan: Plan, executor: Executor, report: Report) -> RunSummary:
             "shape": list(geometry.SHAPE),
             "in_plane_mm": geometry.IN_PLANE_MM,
             "orientation": "RAS+, origin in the middle of the grid",
-            "extent_slices_per_m": geometry.EXTENT_SLICES_PER_M,
-            "extent_slices_at_0": geometry.EXTENT_SLICES_AT_0,
+            "extent_slices_per_m": plan.extent.slices_per_m,
+            "extent_slices_at_0": plan.extent.slices_at_0,
         },
         facts=plan.facts,
         n=plan.n,
@@ -153,7 +155,7 @@ def session_of(executor: Executor, command: Sequence[str], n: int) -> Session:
     """A session that begins now with the executor's machines, which it takes; InputError where they lack something."""
     resources = executor.start()
     return Session(
-        command=list(command),
+        command=[printable(word) for word in command],
         started=now(),
         n=n,
         executor=executor.name,
@@ -178,7 +180,7 @@ def record_attempt(run: Run, attempt: Attempt, known: Mapping[str, Any] | None =
         index=attempt.item.index,
         attempt=attempt.number,
         seconds=round(attempt.seconds, 3),
-        error=attempt.error,
+        error=printable(attempt.error),
         files=attempt.saved.files if attempt.saved else {},
         row=attempt.saved.row if attempt.saved else dict(known or {}),
     )

@@ -20,7 +20,7 @@ import pandas as pd
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from vtrial.records import InputError, Subject
-from vtrial.storage import Folder, write_if_new
+from vtrial.storage import Folder, place, write_if_new
 
 T = TypeVar("T")
 MANIFEST, JOURNAL, TABLE = "manifest.json", "journal.jsonl", "subjects"
@@ -96,7 +96,9 @@ def read_manifest(folder: Folder) -> Manifest | None:
         strange = [name for name in folder.entries() if not name.startswith((".", JOURNAL))]
     except (ValidationError, OSError) as error:
         detail = str(error).splitlines()[0]
-        raise InputError(f"{folder.location}/{MANIFEST}: cannot be read ({detail}); choose another --out") from None
+        raise InputError(
+            f"{place(folder.location, MANIFEST)}: cannot be read ({detail}); choose another --out"
+        ) from None
     if strange:
         raise InputError(
             f"{folder.location}: not a run folder but not empty ({', '.join(strange[:3])}, …); choose another --out"

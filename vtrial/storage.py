@@ -72,6 +72,27 @@ class Folder(Protocol):
         """A context in which no other driver works here; InputError if one does."""
 
 
+def printable(text: str) -> str:
+    """A text with what is no Unicode, such as names of files in another encoding, told by escapes (`M\\udcfcller`)."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def place(location: str, name: str) -> str:
+    """Where a file of a folder is, for people; the options of a URL (`?region=…`) stay at its end."""
+    path, mark, options = _parts(location)
+    return f"{path.rstrip('/')}/{name}{mark}{options}"
+
+
+def folder_name(location: str) -> str:
+    """What a folder is called."""
+    return PurePosixPath(_parts(location)[0]).name
+
+
+def _parts(location: str) -> tuple[str, str, str]:
+    """Path, `?` and options of a URL; a path of this machine has no options."""
+    return location.partition("?") if "://" in location else (location, "", "")
+
+
 def write_if_new(folder: Folder, name: str, data: bytes) -> bool:
     """Write a whole file unless it is there with that very content; says whether it was written."""
     if folder.size(name) == len(data) and folder.read(name) == data:
@@ -166,7 +187,8 @@ class LocalFolder:
     def lines(self, name: str) -> list[str]:
         """The lines of a journal, a torn one included; empty if there is none."""
         path = self.path(name)
-        return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+        text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+        return text.removesuffix("\n").split("\n") if text else []  # not at U+2028 and its like, which entries may hold
 
     def sweep(self, name: str) -> int:
         """Remove what interrupted writes left under the folder `name`; says how many."""

@@ -77,6 +77,8 @@ def prepare(
 
 
 def _told(summary: PrepareSummary, key: Path | None) -> str:
+    from vtrial.storage import place
+
     splits = ", ".join(f"{count} {name}" for name, count in summary.splits.items())
     flags = ", ".join(f"{name} {count}" for name, count in summary.flags.items())
     lines = [
@@ -86,7 +88,7 @@ def _told(summary: PrepareSummary, key: Path | None) -> str:
         *failed_lines(summary.failures, "the same command tries them again"),
         *(f"  note     {note}" for note in summary.notes),
         f"  data     {summary.location}",
-        f"  look at  {summary.location}/sheet.png",
+        f"  look at  {place(summary.location, 'sheet.png')}",
         *_table(summary.left_out, key),
     ]
     return "\n".join(lines)

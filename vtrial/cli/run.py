@@ -36,11 +36,18 @@ def generate(
     model: Annotated[str, typer.Option("--model", help="A bundled model's name, or a model folder.")] = "phantom-v1",
     match: MatchOption = None,
     sampler: Annotated[
-        Literal["heun", "heun-churn", "dpmpp-2m", "dpmpp-2m-churn"] | None,
+        Literal["heun", "heun-churn", "dpmpp-2m", "dpmpp-2m-churn", "flow-heun", "flow-stochastic"] | None,
         typer.Option("--sampler", help="Default: the model's own."),
     ] = None,
     steps_global: Annotated[int | None, typer.Option("--steps-global", help="Steps of the first stage.")] = None,
     steps_sr: Annotated[int | None, typer.Option("--steps-sr", help="Steps of the second stage.")] = None,
+    tile: Annotated[
+        str | None,
+        typer.Option(
+            "--tile",
+            help="Second stage in tiles of so many of the 384 slices, or none. Default: what memory allows.",
+        ),
+    ] = None,
     workers: WorkersOption = None,
     gpus_per_worker: GpusOption = None,
     threads_per_worker: ThreadsOption = None,
@@ -69,6 +76,7 @@ def generate(
                 sampler=sampler,
                 steps_global=steps_global,
                 steps_sr=steps_sr,
+                tile=tile,
                 extrapolate=extrapolate,
                 verify=verify,
                 command=["vtrial", *sys.argv[1:]],

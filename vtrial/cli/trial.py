@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 ScansArgument = Annotated[str, typer.Argument(metavar="RUN|DIR", help="Folder or URL of a run, or of real PET/CT.")]
 RunArgument = Annotated[str | None, typer.Argument(metavar="[RUN]", help="A run; default: the newest under runs/.")]
-RealOption = Annotated[str, typer.Option("--real", help="A published reference, a table, a run, or real PET/CT.")]
+RealOption = Annotated[str, typer.Option("--real", help="A published reference, table, run, real or prepared PET/CT.")]
 ByOption = Annotated[str, typer.Option("--by", help="Strata: all, sex, age_group, bmi_group, diagnosis; * crosses.")]
 SettingsOption = Annotated[Path | None, typer.Option("--settings", help="TOML such as configs/analysis.toml.")]
 PairsOption = Annotated[bool, typer.Option("--match", help="Compare twins and reference subjects as pairs.")]
@@ -72,12 +72,13 @@ def segment(
     console = Console(as_json=as_json)
     with console.guard():
         from vtrial import pipeline
+        from vtrial.storage import place
 
         choice = choice_of(segmenter, fast, fastest, weights, force)
         machines = executor_of(console, executor, workers, threads_per_worker, gpus_per_worker, address)
         with console.progress() as report:
             summary = pipeline.segment(scans, machines, report, choice=choice, out=out)
-    console.steps_ended("segmented", summary, f"  masks    {summary.location}/{summary.masks}")
+    console.steps_ended("segmented", summary, f"  masks    {place(summary.location, summary.masks)}")
 
 
 @app.command()

@@ -22,7 +22,7 @@ import torch
 from vtrial.cluster.executor import RayExecutor
 from vtrial.course import Line, read_lines
 from vtrial.execution import MAX_ATTEMPTS, CannotGoOn, Resources
-from vtrial.training import Job, Share, saved_step
+from vtrial.training import Job, Share, held, saved_step
 from vtrial.training.checkpoint import TrainingState
 from vtrial.training.fitting import METRICS
 from vtrial.training.watch import VALIDATION
@@ -37,27 +37,28 @@ def train_on_ray(executor: RayExecutor, job: Job, progress: Callable[[Line], Non
     """Do `job` with the workers of `executor`, which is stopped afterwards; `progress` gets every line of metrics.
 
     A dead worker is replaced, and all go on from the last checkpoint. CannotGoOn where workers die `MAX_ATTEMPTS` times
-    without a checkpoint between, or Ray does not start; InputError if it cannot give what was asked for, or the job is
-    not sound.
+    without a checkpoint between, or Ray does not start; InputError if it cannot give what was asked for, the job is
+    not sound, or another training is at work in its folder.
     """
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", str(POLL_S))
     files = job.out / ".ray" / uuid.uuid4().hex[:8]
     job.check(progress)
     if saved_step(job.out) >= job.config.steps:
         return
-    try:
-        resources = executor.start()
-        told = _Told(job, progress, executor.say)
-        while True:
-            before = saved_step(job.out)
-            cause = _fit(_trainer(executor, resources, job, files), told)
-            if cause is None:
-                return
-            if saved_step(job.out) <= before:
-                raise CannotGoOn(f"workers die before they reach the next checkpoint: {cause}")
-    finally:
-        executor.stop()
-        shutil.rmtree(files.parent, ignore_errors=True)
+    with held(job.out):
+        try:
+            resources = executor.start()
+            told = _Told(job, progress, executor.say)
+            while True:
+                before = saved_step(job.out)
+                cause = _fit(_trainer(executor, resources, job, files), told)
+                if cause is None:
+                    return
+                if saved_step(job.out) <= before:
+                    raise CannotGoOn(f"workers die before they reach the next checkpoint: {cause}")
+        finally:
+            executor.stop()
+            shutil.rmtree(files.parent, ignore_errors=True)
 
 
 def _trainer(executor: RayExecutor, resources: Resources, job: Job, files: Path) -> Any:

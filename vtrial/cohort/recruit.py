@@ -15,6 +15,7 @@ from vtrial.cohort.spec import CohortSpec, StrataSpec, Stratum, SubjectsSpec
 from vtrial.randomness import Purpose, subject_rng
 from vtrial.records import InputError, Subject
 
+MAX_SEED = 2**64  # what a column of a table can hold
 MAX_DRAWS = 1000  # of one subject, until the joint limits of its stratum hold
 _ROUNDS = 8  # of fitting behind joint limits
 _ROUNDING_SLACK = 1e-9
@@ -30,8 +31,8 @@ def recruit(spec: CohortSpec, n: int | None, seed: int) -> list[Subject]:
     `resampled_from` keeps the original). A matched table is followed row by row, its first `n` rows if `n` is given.
     Raises InputError for an `n` or `seed` that cannot be.
     """
-    if seed < 0:
-        raise InputError(f"seed {seed} is below 0; give 0 or a positive whole number")
+    if not 0 <= seed < MAX_SEED:
+        raise InputError(f"seed {seed} is not from 0 to {MAX_SEED - 1}; give a whole number in between")
     if n is not None and n < 1:
         raise InputError(f"n is {n}, and nobody would be recruited; give 1 or more")
     if isinstance(spec, StrataSpec):

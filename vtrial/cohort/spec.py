@@ -9,7 +9,7 @@ jointly: who falls outside is drawn again.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -137,20 +137,25 @@ def usual_people(table: Table) -> Table:
     lower = {column.lower(): column for column in reversed(table.columns)}
     names: dict[str, str] = {}
     for name, aliases in _MATCH_NAMES.items():
-        found = next((lower[alias] for alias in aliases if alias in lower), None)
+        found = name if name in table.columns else next((lower[alias] for alias in aliases if alias in lower), None)
         if found is not None and not (name == "height_m" and "height_cm" in names.values()):
             names[found] = name
+    told = {name: (found, found) for found, name in names.items()}
+    if "height_m" in told:
+        found, _ = told.pop("height_m")
+        told["height_cm"] = (found, f"{found} (taken as metres)")
+    written = tuple({name: (title, row[found]) for name, (found, title) in told.items()} for row in table.rows)
     table = table.rename(names)
     rows = []
     for i, cells in enumerate(table.rows):
         row: dict[str, Any] = {"subject_id": f"VT{i:06d}", **cells}
         row["sex"], row["age_years"] = _real_sex(row.get("sex")), _real_age(row.get("age_years"))
-        if "height_m" in row:
+        if "height_m" in names.values():
             row["height_cm"] = _centimetres(row.pop("height_m"))
         rows.append(row)
     columns = tuple(rows[0])
     known = {c: None for c in columns if c in table.columns or c in ("subject_id", "height_cm")}
-    return Table(table.path, table.sha256, tuple(known), tuple(rows), table.numbers, table.comments)
+    return replace(table, columns=tuple(known), rows=tuple(rows), written=written)
 
 
 def _real_sex(cell: object) -> object:
@@ -211,7 +216,11 @@ def _subjects(table: Table, *, matched: bool) -> SubjectsSpec:
     rows, problems = parse_rows(table, SubjectRow)
     problems += repeated(table, "subject_id")  # also by case alone: their files would meet on some disks
     raise_all(problems)
-    carried = [c for c in table.columns if c not in SubjectRow.model_fields and c not in RUN_COLUMNS and c != "stratum"]
+    own = {*SubjectRow.model_fields, "stratum"}
+    further = [c for c in table.columns if c not in own]
+    # By any case: beside the run's own `bmi` a `BMI` would be told apart by few who read the run's table.
+    ignored = tuple(c for c in further if c.lower() in RUN_COLUMNS)
+    carried = [c for c in further if c not in ignored]
     numeric = {c for c in carried if all(_is_number(row[c]) for row in table.rows)}
     subjects = tuple(
         Subject(
@@ -223,18 +232,20 @@ def _subjects(table: Table, *, matched: bool) -> SubjectsSpec:
         )
         for i, row in rows.items()
     )
-    ignored = tuple(c for c in table.columns if c in RUN_COLUMNS)
     return SubjectsSpec(table.path, table.sha256, subjects, matched, table.comments, ignored)
 
 
 def _is_number(cell: object) -> bool:
-    """Whether a carried CSV cell reads as a number: codes such as `007` do not, nor do typed cells of Parquet."""
+    """Whether a carried CSV cell reads as a number: codes such as `007` do not, nor do typed cells of Parquet.
+
+    Nor do 16 digits or more: beside an empty cell a table keeps whole numbers as floats, which would lose some.
+    """
     if cell is None:
         return True
-    return isinstance(cell, str) and re.fullmatch(r"-?(0|[1-9]\d*)(\.\d+)?([eE][+-]?\d+)?", cell) is not None
+    return isinstance(cell, str) and re.fullmatch(r"-?(0|[1-9]\d{0,14})(\.\d+)?([eE][+-]?\d+)?", cell) is not None
 
 
 def _carry(cell: Any, numeric: bool) -> Any:
     if cell is None or not numeric:
         return cell
-    return int(cell) if re.fullmatch(r"-?\d{1,18}", cell) else float(cell)
+    return int(cell) if re.fullmatch(r"-?\d+", cell) else float(cell)

@@ -28,7 +28,8 @@ class Table:
 
     `rows` maps column to cell (text from CSV, any type from Parquet, None where empty); `numbers` are the line numbers
     of a CSV file (comments and header counted) or the record numbers of a Parquet file, from 1. `comments` are the
-    lines of a CSV file that begin with `#`.
+    lines of a CSV file that begin with `#`. Where a column is not as in the file, `written` has, for each row, what
+    column and cell there are instead.
     """
 
     path: Path
@@ -37,9 +38,12 @@ class Table:
     rows: tuple[dict[str, Any], ...]
     numbers: tuple[int, ...]
     comments: tuple[str, ...] = ()
+    written: tuple[dict[str, tuple[str, Any]], ...] = ()
 
     def problem(self, row: int, column: str, value: object, what: str) -> str:
-        """One problem of one cell, `row` counted from 0 over the records."""
+        """One problem of one cell, `row` counted from 0 over the records, told as the file has it."""
+        if self.written:
+            column, value = self.written[row].get(column, (column, value))
         told = "empty cell" if value is None else repr(value)
         return f"{self.path}, row {self.numbers[row]}, column {column}: {told}: {what}"
 
@@ -79,6 +83,8 @@ def _read_parquet(path: Path, data: bytes, digest: str) -> Table:
         frame = pd.read_parquet(io.BytesIO(data))
     except (ArrowException, OSError, ValueError) as error:
         raise InputError(f"{path}: not a readable Parquet file ({error}); write it again") from None
+    if named := [name for name in frame.index.names if name is not None and name not in frame.columns]:
+        frame = frame.reset_index(level=named)  # a table may be indexed by its subjects
     frame.columns = [str(c) for c in frame.columns]
     frame = frame.astype(object).where(frame.notna(), None)
     rows = tuple({str(k): v for k, v in row.items()} for row in frame.to_dict("records"))

@@ -15,7 +15,7 @@ from vtrial.diffusion.network import Conditions, Prepared
 from vtrial.diffusion.sampler import SAMPLERS, Denoise, SamplerConfig, sample
 from vtrial.diffusion.tiles import Triple, Where, blend_tiles
 from vtrial.diffusion.weights import ModelCard, load_weights, model_folder, verify_model
-from vtrial.geometry import LOW_SHAPE
+from vtrial.geometry import LOW_SHAPE, SHAPE
 from vtrial.memory import keep_freed_memory
 from vtrial.records import InputError
 
@@ -32,7 +32,8 @@ class CascadeSampler:
     low: SamplerConfig
     high: SamplerConfig
     tile: Triple | None = None
-    """Stage 2 in tiles of this many voxels, to save memory; the whole volume in one pass when None."""
+    """Stage 2 in tiles of this many voxels, to save memory; the whole volume in one pass when None, unless the machine
+    is too small for it (`vtrial.diffusion.tiles.tile_for`)."""
 
     @classmethod
     def of(cls, card: ModelCard) -> CascadeSampler:
@@ -44,15 +45,24 @@ class CascadeSampler:
         name: str | None = None,
         steps_global: int | None = None,
         steps_sr: int | None = None,
-        tile: Triple | None = None,
+        tile: str | None = None,
+        divisor: int = 1,
     ) -> CascadeSampler:
-        """The same with what a user asked for; InputError for an unknown name or a step count below 2."""
+        """The same with what a user asked for; `tile` is a length along z in voxels, or "none": one pass anywhere.
+
+        InputError for an unknown name, a step count below 2, or a tile that stage 2 (of that `divisor`) cannot take.
+        """
         problems = []
         if name is not None and name not in SAMPLERS:
             problems.append(f"--sampler {name}: not known; choose {', '.join(SAMPLERS)}")
         for option, steps in (("--steps-global", steps_global), ("--steps-sr", steps_sr)):
             if steps is not None and steps < 2:
                 problems.append(f"{option} {steps}: at least 2 steps are needed")
+        lengths = range((TILE_OVERLAP // divisor + 1) * divisor, SHAPE[2] + 1, divisor)
+        length = SHAPE[2] if tile == "none" else int(tile) if tile and tile.isdecimal() else None
+        if tile is not None and length not in lengths:
+            kinds = f"multiples of {divisor} from {lengths[0]} to {lengths[-1]}"
+            problems.append(f"--tile {tile}: this model takes {kinds} (voxels along z), or none")
         if problems:
             raise InputError(problems)
 
@@ -60,7 +70,8 @@ class CascadeSampler:
             update = {"name": name or config.name, "steps": config.steps if steps is None else steps}
             return config.model_copy(update=update)
 
-        return CascadeSampler(changed(self.low, steps_global), changed(self.high, steps_sr), tile or self.tile)
+        chosen = self.tile if length is None else (SHAPE[0], SHAPE[1], length)
+        return CascadeSampler(changed(self.low, steps_global), changed(self.high, steps_sr), chosen)
 
 
 @dataclass(frozen=True)
@@ -155,7 +166,7 @@ class Cascade:
         del conditions
 
         def denoise(x: Tensor, sigma: float) -> Tensor:
-            if tile is None:
+            if tile is None or tile == full:
                 return _call(self.high, x, sigma, prepared, self.dtype)
 
             def part(where: Where) -> Tensor:

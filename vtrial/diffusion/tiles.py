@@ -13,17 +13,43 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from vtrial.diffusion.network import NetworkConfig
+from vtrial.geometry import SHAPE
+
 Where = tuple[slice, slice, slice]
 Triple = tuple[int, int, int]
 
 
 WHOLE_VOLUME_BYTES = 6 * 10**9
-"""With less memory than this, a 224×224×384 volume is refined in tiles: one pass takes up to 2.6 GB."""
+"""With less memory than this there are tiles however small the network: the bundled one's whole pass takes 2.6 GB."""
+TILES: tuple[Triple, ...] = tuple((SHAPE[0], SHAPE[1], length) for length in (128, 96, 64))
 
 
-def tile_for(memory_bytes: int) -> Triple | None:
-    """Tile (voxels) for a machine or GPU with so much memory in all; None: the whole volume in one pass."""
-    return None if memory_bytes >= WHOLE_VOLUME_BYTES else (224, 224, 128)
+def pass_bytes(network: NetworkConfig, shape: Triple) -> int:
+    """About the most bytes at once of one evaluation of a grid of `shape` voxels, in bfloat16.
+
+    That is where the decoder is back at full resolution: the context, the skips of this level, what comes up from the
+    level below, and both of them scaled and joined; besides, three grids in float32. Counted on tensors without content
+    it is 33.0 GB for the published network and 0.6 GB for the bundled one. Kernels' own memory comes on top (measured
+    on a CPU: a fifth), as do attention's scores where they are kept.
+    """
+    finest, below = network.channels[0], network.channels[:2][-1]
+    if network.layout == "edm2":
+        channels = (network.blocks[0] + 4) * finest + 3 * below
+    else:
+        channels = 7 * finest  # one skip, and what comes up has the channels of this level already
+    return math.prod(shape) * (2 * channels // network.patch**3 + 24)
+
+
+def tile_for(memory_bytes: int, network: NetworkConfig) -> Triple | None:
+    """Tile (voxels) for a machine or GPU with so much memory in all; None: the whole volume in one pass.
+
+    A pass may take half of the memory: the other half is for kernels, the whole volume's context and the sampler's
+    state.
+    """
+    if memory_bytes >= max(WHOLE_VOLUME_BYTES, 2 * pass_bytes(network, SHAPE)):
+        return None
+    return next((tile for tile in TILES if memory_bytes >= 2 * pass_bytes(network, tile)), TILES[-1])
 
 
 def starts(side: int, tile: int, overlap: int) -> list[int]:

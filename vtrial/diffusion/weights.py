@@ -14,13 +14,14 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from vtrial.diffusion.denoiser import StageConfig, StageName
 from vtrial.diffusion.sampler import SamplerConfig
 from vtrial.geometry import EXTENT_SLICES_AT_0, EXTENT_SLICES_PER_M
 from vtrial.records import InputError, Support
+from vtrial.storage import write_atomic
 
 MODELS = Path(__file__).parent.parent / "assets" / "models"
 CARD = "card.json"
@@ -59,6 +60,8 @@ class StageCard(_Strict):
     """(step, mean weighted error) along the training."""
     data_sha256: str = ""
     """Which training set it was; "" where that is not known."""
+    training: dict[str, Any] = Field(default_factory=dict)
+    """How it was trained, as far as `config` does not say: batch, rates, noise, data; {} where that is not known."""
     sampler: SamplerConfig
 
 
@@ -104,7 +107,7 @@ def sha256_of(path: Path) -> str:
 
 
 def save_weights(path: Path, weights: Mapping[str, Tensor], *, eight_bits: bool = False) -> str:
-    """Write a state dict: kernels and matrices as float16, vectors as they are; returns the hash.
+    """Write a state dict: kernels and matrices as float16, vectors as they are; returns the hash. OSError if it cannot.
 
     With `eight_bits` kernels are int8 with a scale for each output, which suits magnitude-preserving layers (decision
     016).
@@ -118,11 +121,9 @@ def save_weights(path: Path, weights: Mapping[str, Tensor], *, eight_bits: bool 
             compact[name + SCALE] = scale
         else:
             compact[name] = value.to(torch.float16 if value.ndim > 1 else torch.float32).contiguous()
-    part = path.with_name(f".{path.name}.part")
-    save_file(compact, part)
-    part.chmod(0o644)  # safetensors makes it readable by its owner alone; a cluster's workers may be others
-    part.replace(path)
-    return sha256_of(path)
+    data = save(compact)
+    write_atomic(path, data)
+    return hashlib.sha256(data).hexdigest()
 
 
 def _file_problems(path: Path, sha256: str) -> list[str]:
@@ -151,9 +152,7 @@ def load_weights(path: Path, sha256: str) -> dict[str, Tensor]:
 
 def write_card(folder: Path, card: ModelCard) -> None:
     """Write card.json, whole or not at all."""
-    part = folder / f".{CARD}.part"
-    part.write_text(card.model_dump_json(indent=1) + "\n")
-    part.replace(folder / CARD)
+    write_atomic(folder / CARD, (card.model_dump_json(indent=1) + "\n").encode())
 
 
 def model_folder(name_or_dir: str | Path) -> Path:

@@ -60,14 +60,19 @@ def voxel_sha256(array: Array, affine: NDArray[np.float64]) -> str:
     return digest.hexdigest()
 
 
-def nifti_bytes(array: Array, spacing_mm: tuple[float, float, float]) -> tuple[bytes, str]:
-    """A `.nii.gz` file of a volume (x, y, z) as bytes, and the hash of its voxels. Equal volumes give equal bytes."""
+def nifti_bytes(
+    array: Array, spacing_mm: tuple[float, float, float], description: str = "synthetic, vtrial"
+) -> tuple[bytes, str]:
+    """A `.nii.gz` file of a volume (x, y, z) as bytes, and the hash of its voxels. Equal volumes give equal bytes.
+
+    `description` is what the header says of it (ASCII, up to 79 characters).
+    """
     affine = centred_affine(array.shape, spacing_mm)
     image = _Image(array, affine)
     image.header.set_xyzt_units("mm")
     image.set_qform(affine, code="scanner")
     image.set_sform(affine, code="scanner")
-    image.header["descrip"] = b"synthetic, vtrial"
+    image.header["descrip"] = description.encode("ascii")
     return igzip.compress(image.to_bytes(), _COMPRESSION, mtime=0), voxel_sha256(array, affine)
 
 

@@ -27,7 +27,7 @@ from vtrial.measurement.cases import Case, Reader
 from vtrial.measurement.subject import COLUMNS, VERSION, Measurement, known_organs, measure, not_measured
 from vtrial.records import InputError
 from vtrial.runs import journal_lines, now
-from vtrial.storage import Folder
+from vtrial.storage import Folder, place, printable
 
 JOURNAL, TABLE = "measurements.jsonl", "measurements.parquet"
 SUBJECTS_PER_ROW_GROUP = 500
@@ -154,7 +154,7 @@ def measure_cohort(
         journal.write_table([case.subject_id for case in cases], asked)
     done = sum(journal.is_done(case.subject_id) for case in cases)
     return MeasureSummary(
-        location=f"{folder.location}/{table}",
+        location=place(folder.location, table),
         total=len(cases),
         done=done,
         new=done - (len(cases) - len(todo)),
@@ -227,7 +227,7 @@ class _Journal:
     def record(self, attempt: Attempt) -> str:
         """Put a subject on the disk and tell what was wrong with it, if anything; OSError if that cannot be."""
         row = attempt.saved.row if attempt.saved else {}
-        error: str = row.get("problem", "") or attempt.error
+        error = printable(row.get("problem", "") or attempt.error)
         entry = MeasuredEntry(
             time=now(),
             status="failed" if error else "ok",

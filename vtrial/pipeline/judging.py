@@ -23,6 +23,7 @@ from vtrial.segmentation import SegmenterPlan, SegmentSummary, segment_cohort
 from vtrial.storage import open_folder
 from vtrial.validation import AnalysisSettings, Reference, list_references, read_reference, read_settings
 from vtrial.validation.references import bundled_references
+from vtrial.validation.statistic import CENSORED_AT_SUV, usual_names
 from vtrial.validation.strata import parse_by, strata_of
 
 
@@ -65,7 +66,9 @@ def segment(
 ) -> SegmentSummary:
     """Draw organ masks of a run, or of a folder of real PET/CT; InputError where the segmenter is not there."""
     scans = open_scans(location, out)
-    return _segment(scans, plan_for(scans, choice), executor, report)
+    plan = plan_for(scans, choice)
+    scans.write(report)
+    return _segment(scans, plan, executor, report)
 
 
 def measure(
@@ -73,7 +76,9 @@ def measure(
 ) -> MeasureSummary:
     """Measure every organ of the finished subjects of a run, or of real PET/CT; InputError where there are no masks."""
     scans = open_scans(location, out)
-    return _measure(scans, masks_there(scans, segmenter), executor, report)
+    masks = masks_there(scans, segmenter)
+    scans.write(report)
+    return _measure(scans, masks, executor, report)
 
 
 def report(
@@ -113,6 +118,9 @@ def validate(
     asked = _checked(location, question)
     own = settle(asked.twins, choice)
     planned = [(other, settle(other, choice, own)) if isinstance(other, Scans) else other for other in asked.others]
+    for scans in (asked.twins, *(plan[0] for plan in planned if not isinstance(plan, Reference))):
+        with steps(f"write {scans.name}") as report:  # before any segmenting, as it may be refused
+            scans.write(report)
     side = _work(asked.twins, own, machines, steps)
     others = [plan if isinstance(plan, Reference) else _work(*plan, machines, steps) for plan in planned]
     return _judged(asked, side, others, question, steps, command)
@@ -178,24 +186,22 @@ def _work(scans: Scans, masks: Masks | SegmenterPlan, machines: Machines, steps:
 
 def _checked(location: str | None, question: Question) -> _Asked:
     """Everything that is named, opened; InputError with all that is wrong with it."""
-    opened: list[Any] = []
     problems: list[str] = []
-    train = question.train
-    actions: list[Callable[[], Any]] = [
-        lambda: open_scans(location or newest_run()),
-        lambda: read_settings(question.settings),
-        lambda: parse_by(question.by),
-        lambda: None if train is None else open_training(train),
-        *(partial(_open_reference, name) for name in (question.real, *question.also)),
-    ]
-    for action in actions:
+
+    def attempt(action: Callable[[], Any]) -> Any:
         try:
-            opened.append(action())
+            return action()
         except InputError as error:
-            problems += error.problems
+            problems.extend(error.problems)
+
+    train = question.train
+    twins = attempt(lambda: open_scans(location or newest_run()))
+    settings = attempt(lambda: read_settings(question.settings)) or AnalysisSettings()
+    attempt(lambda: parse_by(question.by))
+    training = None if train is None else attempt(lambda: open_training(train))
+    others = [attempt(partial(_open_reference, name, settings.suv_ceiling)) for name in (question.real, *question.also)]
     if problems:
         raise InputError(problems)
-    twins, settings, _, training, *others = opened
     asked = _Asked(twins, tuple(others), training, settings)
     problems = _problems(asked, question)
     if problems:
@@ -211,6 +217,13 @@ def _problems(asked: _Asked, question: Question) -> list[str]:
         for side in scans
         if not side.people["sex"].isin(["F", "M"]).any()
     ]
+    if (ceiling := asked.settings.suv_ceiling) > CENSORED_AT_SUV:
+        problems += [
+            f"{question.settings}, suv_ceiling: {ceiling:g}: the twins of {side.source} end at SUV "
+            f"{CENSORED_AT_SUV:g}; set that or less"
+            for side in scans
+            if side.manifest is not None and side.manifest.kind == "generate"
+        ]
     seen = {asked.twins.source: "the run itself"}
     options = [f"--real {question.real}", *(f"--also {name}" for name in question.also)]
     for option, other in zip(options, asked.others, strict=True):
@@ -220,19 +233,20 @@ def _problems(asked: _Asked, question: Question) -> list[str]:
         seen.setdefault(place, f"what {option} names")
     if isinstance(real, Reference) and real.kind == "summary" and question.match:
         problems.append(f"--match: {real.name} has no subjects, only means; leave it out")
-    if not problems and not strata_of([side.people for side in scans], question.by, asked.settings.strata):
+    people = [usual_names(side.people) for side in scans]
+    if not problems and not strata_of(people, question.by, asked.settings.strata):
         problems.append(f"--by {question.by}: no subject has these variables; choose others, or all")
     if not problems and asked.training is not None:
         problems += grid_problems(asked.twins, asked.training)
     return problems
 
 
-def _open_reference(real: str) -> Scans | Reference:
+def _open_reference(real: str, suv_ceiling: float) -> Scans | Reference:
     """A published reference by name, a table, or scans: of a run or real."""
     if real in bundled_references() or Path(real).is_file():
-        return read_reference(real)
+        return read_reference(real, suv_ceiling=suv_ceiling)
     folder = open_folder(real)
     measured = any(name in ("measurements.parquet", "measurements.csv") for name in folder.entries())
     if not folder.entries() or (measured and not {MANIFEST, SOURCE} & set(folder.entries())):
-        return read_reference(real)
+        return read_reference(real, suv_ceiling=suv_ceiling)
     return open_scans(real)

@@ -9,8 +9,9 @@ from pathlib import Path
 from vtrial.cohort.recruit import recruit as draw
 from vtrial.cohort.spec import CohortSpec, SubjectsSpec
 from vtrial.cohort.support import check_support, support_of
+from vtrial.diffusion.sampler import SamplerName
 from vtrial.execution import CannotGoOn, Executor, Report
-from vtrial.generation import LoadPhantom, SamplerName, cascade_plan
+from vtrial.generation import LoadPhantom, cascade_plan
 from vtrial.imaging.autopet import DEMOGRAPHICS, METADATA, write_tables
 from vtrial.imaging.scans import Layout
 from vtrial.pipeline.cohorts import Cohort, read_cohort
@@ -18,7 +19,7 @@ from vtrial.production import Plan, RunSummary, carry_out, read_scan
 from vtrial.records import InputError, Subject
 from vtrial.reporting.preview import preview_png
 from vtrial.runs import Identity, check_identity, identity_hash
-from vtrial.storage import open_folder
+from vtrial.storage import open_folder, place, printable
 
 PREVIEWED = 4  # subjects in the preview picture
 PREVIEW = "preview.png"
@@ -34,13 +35,14 @@ def generate(
     sampler: SamplerName | None = None,
     steps_global: int | None = None,
     steps_sr: int | None = None,
+    tile: str | None = None,
     extrapolate: bool = False,
     verify: bool = False,
     command: Sequence[str] = (),
 ) -> RunSummary:
     """Make a twin for every subject of a cohort; resumes the run in `out`, by default named after spec and seed."""
     spec = read_cohort(cohort)
-    plan = cascade_plan(model, sampler, steps_global, steps_sr)
+    plan = cascade_plan(model, sampler, steps_global, steps_sr, tile)
     identity = _identity(cohort, spec) | plan.identity
     location = out or _default_location(cohort, spec, identity, standard=plan.standard)
     subjects, n = _recruit(cohort, spec, location, "generate", identity)
@@ -50,13 +52,14 @@ def generate(
             kind="generate",
             location=location,
             identity=identity,
-            facts={"spec": str(spec.path), **plan.facts},
+            facts={"spec": printable(str(spec.path)), **plan.facts},
             subjects=subjects,
             n=n,
             load=plan.load,
             command=command,
             flags={s.index: s.subject_id in flagged for s in subjects},
             verify=verify,
+            extent=plan.extent,
         ),
         executor,
         report,
@@ -87,7 +90,7 @@ def phantom(
             kind="phantom",
             location=out,
             identity=identity,
-            facts={"spec": str(spec.path), "support": asdict(support_of(spec))},
+            facts={"spec": printable(str(spec.path)), "support": asdict(support_of(spec))},
             subjects=subjects,
             n=n,
             load=LoadPhantom(),
@@ -152,7 +155,7 @@ def write_preview(summary: RunSummary) -> RunSummary:
         raise CannotGoOn(f"{summary.location}: no preview: {error}; --verify finds and mends spoilt files") from None
     except OSError as error:
         raise CannotGoOn(f"{summary.location}: cannot write {PREVIEW} ({error}); all subjects are safe") from None
-    return replace(summary, preview=f"{summary.location}/{PREVIEW}")
+    return replace(summary, preview=place(summary.location, PREVIEW))
 
 
 def _caption(s: Subject) -> str:

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from vtrial.measurement import TABLE, MadeBy
 from vtrial.pipeline.scans import Scans
 from vtrial.records import InputError
-from vtrial.segmentation import SegmenterPlan, SegmentJournal, list_segmenters, read_segmenter_card, segmenter_plan
+from vtrial.segmentation import (
+    SegmenterPlan,
+    SegmentJournal,
+    list_segmenters,
+    read_segmenter_card,
+    segmenter_plan,
+)
 from vtrial.segmentation.card import CARD, SEGMENTERS, Mode
 from vtrial.segmentation.cases import MASKS
 from vtrial.segmentation.choice import OFFICIAL
-from vtrial.segmentation.journal import Claim
+from vtrial.segmentation.journal import FOLDER, Claim
 
 EXACT, UNKNOWN = "exact masks", "masks of unknown origin"
 DEFAULT = "phantom-v1"  # for runs; real scans get TotalSegmentator
@@ -106,7 +113,8 @@ def masks_there(scans: Scans, segmenter: str | None = None, beside: Masks | None
 def settle(scans: Scans, choice: Choice, beside: Masks | SegmenterPlan | None = None) -> Masks | SegmenterPlan:
     """Masks that need nothing more, or the segmenter that has work to do: the same as `beside` uses, where it can be.
 
-    Without a choice of the user's: exact masks, then masks that are complete, then the default segmenter.
+    Without a choice of the user's: exact masks, then masks that are complete, then the segmenter whose masks are
+    there, then the default one. InputError where several have begun, or the one that has cannot be had.
     """
     if choice != replace(USUAL, force=choice.force):
         return plan_for(scans, choice)
@@ -115,15 +123,59 @@ def settle(scans: Scans, choice: Choice, beside: Masks | SegmenterPlan | None = 
         return same
     if scans.exact and (same is None or same.segmenter == EXACT):
         return Masks(EXACT)
-    if same is not None and same.segmenter != EXACT:
-        choice = Choice(same.segmenter, force=choice.force)
+    known = None if same is None or same.segmenter == EXACT else same
+    claims, ends = {}, {}
     journal, files = SegmentJournal(scans.folder), scans.folder.sizes()
     for claim in journal.claims:
-        ends = [journal.latest(case.subject_id, claim.masks) for case in scans.ct_cases]
-        whole = all(end is not None and end.status == "ok" and end.mask in files for end in ends)
-        if whole and choice.name in (None, claim.segmenter):
-            return _claimed(scans, claim)
-    return plan_for(scans, choice)
+        if known is None or claim.segmenter == known.segmenter:
+            claims[claim.segmenter], ends[claim.segmenter] = claim, _ends(scans, journal, claim.masks, files)
+    whole = next((name for name in claims if ends[name] == {"ok"}), None)
+    if whole is not None:
+        return _claimed(scans, claims[whole])
+    usual = OFFICIAL if scans.real else DEFAULT
+    if len(claims) > 1 and usual not in claims:
+        told = f"masks by {', '.join(claims)}, none of them for all subjects; choose one with --segmenter"
+        raise InputError(f"{scans.folder.location}: {told}")
+    if claims:
+        name = usual if usual in claims else next(iter(claims))
+        return _go_on(scans, claims[name], "" not in ends[name], choice.force)
+    return plan_for(scans, choice) if known is None else _again(scans, known, choice.force)
+
+
+def _ends(scans: Scans, journal: SegmentJournal, masks: str, files: Container[str]) -> set[str]:
+    """How subjects ended in a folder of masks: ok, failed, or "" where there is a mask to be drawn."""
+    ends = (journal.latest(case.subject_id, masks) for case in scans.ct_cases)
+    return {"" if end is None or (end.status == "ok" and end.mask not in files) else end.status for end in ends}
+
+
+def _go_on(scans: Scans, claim: Claim, tried: bool, force: bool) -> Masks | SegmenterPlan:
+    """The segmenter of masks, for what it has not drawn yet; the masks alone where all was `tried` and it is not here.
+
+    So too where it is of another version by now: the few that failed are no reason to draw all anew.
+    """
+    masks = _claimed(scans, claim)
+    try:
+        plan = _again(scans, masks, force)
+    except InputError:
+        if tried:
+            return masks
+        raise
+    return masks if tried and plan.sha256 != claim.segmenter_sha256 else plan
+
+
+def _again(scans: Scans, masks: Masks, force: bool) -> SegmenterPlan:
+    """The segmenter that drew masks, by its name and what is known of it; InputError where it cannot be had."""
+    modes: dict[str, Mode] = {f"{OFFICIAL}-{mode}": mode for mode in get_args(Mode)}
+    mode = modes.get(masks.segmenter)
+    name = masks.facts.get(FOLDER, masks.segmenter) if mode is None else OFFICIAL
+    told = f"{scans.folder.location}: to be segmented by {masks.segmenter}, as others are"
+    try:
+        plan = plan_for(scans, Choice(name, mode, force=force))
+    except InputError as error:
+        raise InputError([f"{told}; where it is not to be had, choose with --segmenter", *error.problems]) from None
+    if plan.name != masks.segmenter:
+        raise InputError(f"{told}, but {name} holds {plan.name} by now; choose with --segmenter")
+    return plan
 
 
 def masks_of(scans: Scans, plan: SegmenterPlan) -> Masks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
@@ -15,6 +16,7 @@ from vtrial.pipeline.sides import Parties, Side
 from vtrial.reporting.content import Exclusion, ModelNote, Provenance
 from vtrial.runs import now
 from vtrial.segmentation import SegmentJournal
+from vtrial.storage import printable
 from vtrial.validation import Comparison, Reference
 from vtrial.validation.compare import same_segmenter
 from vtrial.validation.nearest import NO_SIGN
@@ -41,8 +43,9 @@ def exclusions(side: Side) -> Iterator[Exclusion]:
 
 
 def _counted(cohort: str, step: str, reasons: Iterable[tuple[str, str]], of: int) -> Iterator[Exclusion]:
-    """Reasons that differ in the subject's name alone are one."""
-    counts = Counter(reason.replace(str(subject), "…") for subject, reason in reasons)
+    """Reasons that differ in the subject's name alone are one: as a file's or a folder's, or before a colon."""
+    names = r"(?<![^\s/]){}(?=[/:]|(?:_000[01])?\.nii)"  # whole: subject 1 has no part in 1.5 mm
+    counts = Counter(re.sub(names.format(re.escape(str(subject))), "…", reason) for subject, reason in reasons)
     for reason, count in counts.most_common(_REASONS):
         yield Exclusion(cohort, step, reason, count, of)
     rest = sum(counts.values()) - sum(count for _, count in counts.most_common(_REASONS))
@@ -67,14 +70,14 @@ def provenance(
     if manifest is not None:
         seeds = {"run": str(manifest.identity.get("seed", "")), **seeds}
     facts = ("title", "role", "source", "licence", "note")
-    origin = {fact: getattr(reference, fact) for fact in facts}
+    origin = {fact: printable(getattr(reference, fact)) for fact in facts}
     origin |= {"segmenter": reference.data.segmenter, "n": str(reference.n)}
     origin |= {f"analysis of variance with {r.name}": r.title or r.source or "a table" for r in references[1:]}
     flags = [*_flags(parties, references)]
     if copies is not None and copies.attrs["verdict"] != NO_SIGN:
         flags.append(f"Copies: twins are {copies.attrs['verdict']}.")
     return Provenance(
-        command=" ".join(command),
+        command=printable(" ".join(command)),
         models=tuple(_models(parties.twins, parties.sides)),
         versions=versions,
         seeds=seeds,

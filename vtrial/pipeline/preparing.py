@@ -34,6 +34,10 @@ from vtrial.storage import open_folder
 SHEET = "sheet.png"
 NO_SEGMENTER = "none"
 _GO_ON = "what is made is safe: mend it and give the same command again to go on"
+PARTIAL = (
+    "no field of view is known to be whole: extents were fitted on partial ones, with the paper's slope on height; "
+    "twins of a model trained on this are as long as these are"
+)
 Entry = TypeVar("Entry", Study, LeftOut)
 NOTE = (
     "Volumes of real PET/CT studies, without names, dates or identifiers. Bodies remain recognisable: keep them safe."
@@ -102,7 +106,8 @@ def prepare(
             raise CannotGoOn(f"{folder.location}: cannot write ({error}); {_GO_ON}") from error
         finally:
             executor.stop()
-    return _summary(done, run, studies, todo, collection.notes, time.monotonic() - started)
+    notes = (*collection.notes, *([PARTIAL] if done.facts.get("extent_of_partial") else []))
+    return _summary(done, run, studies, todo, notes, time.monotonic() - started)
 
 
 def _told_command(command: Sequence[str], wanted: Wanted) -> list[str]:
@@ -167,6 +172,10 @@ def _finish(run: Run, collection: Collection, nameless: dict[str, tuple[str, ...
     reasons = {name: tuple(row[REASONS]) for name, row in rows.items() if REASONS in row} | nameless
     left_out = [LeftOut(s.subject_id, reasons[s.subject_id], s.origin) for s in studies if s.subject_id in reasons]
     prepared = [Prepared(s, rows[s.subject_id]) for s in studies if s.subject_id in rows.keys() - reasons]
+    failed = [e.error for s in studies if (e := run.latest.get(s.index)) and e.status == "failed"]
+    if failed and not prepared:
+        told = f"{run.folder.location}: {len(failed)} of {len(studies)} studies could not be worked on and none is made"
+        raise CannotGoOn(f"{told}; the first because: {failed[0]}\n{_GO_ON}")
     done = finish_training_set(run.folder, prepared, [*collection.left_out, *left_out], seed=seed)
     run.manifest.facts |= done.facts
     return done
@@ -214,11 +223,13 @@ def _kept_names(found: Collection, run: Run) -> Collection:
 
     Ids count the studies of a source, so they move when it grows.
     """
-    known = {str(entry.row.get("fingerprint")): entry.subject_id for entry in run.latest.values()}
+    names = {entry.subject_id for entry in run.latest.values()}
+    # Older journals have entries without a fingerprint, of files that could not be read: they are nobody's.
+    known = {digest: entry.subject_id for entry in run.latest.values() if (digest := entry.row.get("fingerprint"))}
     everyone: tuple[Study | LeftOut, ...] = (*found.studies, *found.left_out)
     new = [each for each in everyone if not (isinstance(each, Study) and each.fingerprint in known)]
-    clashing = {each.subject_id for each in new} & set(known.values())
-    taken = {*known.values(), *(each.subject_id for each in new if each.subject_id not in clashing)}
+    clashing = {each.subject_id for each in new} & names
+    taken = {*names, *(each.subject_id for each in new if each.subject_id not in clashing)}
     free = (name for i in count(1) if (name := f"s{i:04d}") not in taken)
     fresh = {each.subject_id: next(free) for each in new if each.subject_id in clashing}
 

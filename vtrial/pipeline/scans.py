@@ -1,4 +1,7 @@
-"""Scans on disk, whoever made them: a run of ours, or a folder of real PET/CT with a place for the work on it."""
+"""Scans on disk, whoever made them: a run of ours, or real PET/CT with a place for the work on it.
+
+Real PET/CT is a folder of files, or a training set: then its people of the split "test", written at that place.
+"""
 
 from __future__ import annotations
 
@@ -14,20 +17,23 @@ from typing import Any
 
 import pandas as pd
 
-from vtrial.execution import CannotGoOn
+from vtrial.execution import CannotGoOn, Report
 from vtrial.imaging.discovery import FoundScan, find_scans, read_upright
 from vtrial.imaging.files import SUV_NAME
 from vtrial.measurement import Case, files_fingerprint, run_cases
+from vtrial.pipeline.parts import Parts
+from vtrial.preparation.held_out import SCANS, SPLIT, HeldOut, held_out
 from vtrial.preparation.sources import NOBODY, PERSON_COLUMNS, scanned_people
 from vtrial.records import InputError, PetCt
 from vtrial.runs import MANIFEST, Manifest, read_manifest
 from vtrial.runs import TABLE as SUBJECTS
 from vtrial.segmentation import CtCase, run_ct_cases
 from vtrial.segmentation.cases import has_truth
-from vtrial.storage import Folder, open_folder, write_if_new
+from vtrial.storage import Folder, folder_name, open_folder, place, printable, write_if_new
 
 RUNS = "runs"
 SOURCE = "source.json"  # in a folder for work on real scans: where they are
+_PREPARED = "prepare"  # kind of a run that is a training set of real scans
 
 
 @dataclass(frozen=True)
@@ -36,7 +42,7 @@ class Scans:
 
     `source` is where the names of CT and PET begin, `folder` where masks, tables and reports go: the run itself, but
     for real scans (`found`) a folder of its own. `people` has one row a subject, as in a run's table of subjects.
-    `exact` says that the run came with exact masks.
+    `exact` says that the run came with exact masks. Those `of_training` are there once `write` has been called.
     """
 
     name: str
@@ -47,11 +53,33 @@ class Scans:
     manifest: Manifest | None = None
     found: tuple[FoundScan, ...] = ()
     exact: bool = False
+    of_training: HeldOut | None = None
 
     @property
     def real(self) -> bool:
         """Whether these are scans that nobody here has made."""
         return self.manifest is None
+
+    @property
+    def title(self) -> str:
+        """What they are, for the report."""
+        if self.of_training is not None:
+            return f'PET/CT of the split "{SPLIT}" of a training set'
+        return "PET/CT of a folder" if self.manifest is None else f"a run of vtrial ({self.manifest.kind})"
+
+    def write(self, report: Report) -> None:
+        """Write the scans that are `of_training` and not there yet; for others there is nothing to do.
+
+        InputError where those that are there were made of other volumes, CannotGoOn where the storage gives up.
+        """
+        if self.of_training is None:
+            return
+        with self.held():
+            try:
+                self.of_training.write(self.folder, Parts(report, len(self.found)).ended)
+            except OSError as error:
+                told = f"{self.folder.location}: cannot write ({error}); what is written is safe, try again"
+                raise CannotGoOn(told) from error
 
     def cases(self, masks: str | None) -> list[Case]:
         """What is to be measured with the masks in a folder of `folder`; None: the exact ones."""
@@ -87,23 +115,24 @@ class Scans:
                 if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
                     raise CannotGoOn(f"{self.folder.location}: cannot write there ({error})") from None
             if self.real:
-                write_if_new(self.folder, SOURCE, json.dumps({"source": self.source}).encode())
+                source = self.of_training.folder.location if self.of_training else self.source
+                write_if_new(self.folder, SOURCE, json.dumps({"source": source}).encode())
                 write_if_new(self.folder, f"{SUBJECTS}.parquet", parquet_bytes(self.people))
             yield
 
 
 def open_scans(location: str, out: str | None = None) -> Scans:
-    """The scans of a run, of a folder of real ones, or of the folder for work on these.
+    """The scans of a run, of a folder of real ones, of a training set of such, or of the folder for work on these.
 
     Work on real scans goes to `out`, by default `runs/real-<name of the folder>`. InputError where there are no scans,
     or the work folder is another's.
     """
     folder = open_folder(location)
-    name = PurePosixPath(folder.location).name
-    if folder.size(MANIFEST) is not None:
+    name = folder_name(folder.location)
+    if folder.size(MANIFEST) is not None and not _is_prepared(folder):
         if out is not None:
             raise InputError(f"--out {out}: {location} is a run, and keeps its own masks and tables; leave out --out")
-        return _of_run(folder, name)
+        return _of_run(folder, printable(name))
     if folder.size(SOURCE) is not None:
         return _of_real(open_folder(_source(folder)), folder)
     work = open_folder(out or str(Path(RUNS) / f"real-{plain_name(name)}"))
@@ -124,28 +153,37 @@ def _of_run(folder: Folder, name: str) -> Scans:
 
 
 def _of_real(source: Folder, work: Folder) -> Scans:
-    found = tuple(find_scans(source))
+    of_training = held_out(source) if _is_prepared(source) else None
+    found = tuple(find_scans(source)) if of_training is None else of_training.found
     known = _source(work) if work.size(SOURCE) is not None else source.location
     if known != source.location:
         raise InputError(f"{work.location}: holds the work on {known}, not on {source.location}; choose another --out")
     foreign = [n for n in (f"{SUBJECTS}.parquet", "measurements.parquet") if work.size(n) is not None]
     if foreign and work.size(SOURCE) is None:
         raise InputError(f"{work.location}: has a {foreign[0]} that is not of this work; choose another --out")
+    name = printable(folder_name(source.location))
     return Scans(
-        name=PurePosixPath(source.location).name,
-        source=source.location,
+        name=name if of_training is None else f"{name} ({SPLIT})",
+        source=source.location if of_training is None else place(work.location, SCANS),
         folder=work,
         ct_cases=tuple(CtCase(scan.subject_id, scan.ct, f"{scan.subject_id}.nii.gz") for scan in found),
-        people=_people(found, source),
+        people=_people(found, source) if of_training is None else _known_people(of_training),
         found=found,
+        of_training=of_training,
     )
+
+
+def _is_prepared(folder: Folder) -> bool:
+    """Whether a folder is a training set of real scans."""
+    manifest = read_manifest(folder) if folder.size(MANIFEST) is not None else None
+    return manifest is not None and manifest.kind == _PREPARED
 
 
 def _source(work: Folder) -> str:
     try:
         return str(json.loads(work.read(SOURCE))["source"])
     except (ValueError, KeyError, TypeError):
-        raise InputError(f"{work.location}/{SOURCE}: cannot be read; choose another --out") from None
+        raise InputError(f"{place(work.location, SOURCE)}: cannot be read; choose another --out") from None
 
 
 def _people(found: tuple[FoundScan, ...], source: Folder) -> pd.DataFrame:
@@ -163,6 +201,12 @@ def _people(found: tuple[FoundScan, ...], source: Folder) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def _known_people(of_training: HeldOut) -> pd.DataFrame:
+    """The same of a training set's people, who are all known."""
+    people = of_training.people
+    return people.assign(index=range(len(people)), status="ok", error="")
+
+
 def newest_run() -> str:
     """The run under `runs/` that was worked on last; InputError where there is none."""
     started: dict[str, str] = {}
@@ -171,7 +215,9 @@ def newest_run() -> str:
             manifest = read_manifest(open_folder(path.parent))
         except InputError:
             continue
-        if manifest is not None and manifest.identity.get("layout") != "training" and manifest.sessions:
+        if manifest is None or manifest.kind == _PREPARED or manifest.identity.get("layout") == "training":
+            continue
+        if manifest.sessions:
             started[str(path.parent)] = manifest.sessions[-1].started
     if not started:
         raise InputError(f"no run under {RUNS}/; name one, or make one: vtrial generate cohorts/oncology.csv --n 100")

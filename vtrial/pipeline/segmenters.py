@@ -22,7 +22,7 @@ from vtrial.segmentation.fit import (
     train_segmenter,
     trained_on,
 )
-from vtrial.training import hardware
+from vtrial.training import hardware, held, writing
 
 PHANTOMS, SEED = 200, 101  # 1 GB on the 3 mm grid
 # Every segmenter is judged on the same people, whatever it was trained on.
@@ -73,13 +73,26 @@ def fit_segmenter(
     """Train a segmenter in `out`/training for at most `max_seconds`, judge it, and write it to `out`.
 
     `data` is a set of `prepare_phantoms`, or a cohort spec: its phantoms are rendered once, to `out`/training/phantoms.
-    The same call again goes on where it was, and does nothing where all is done. InputError for bad input and for an
-    `out` that holds something else.
+    The same call again goes on where it was, and does nothing where all is done. InputError for bad input, for an `out`
+    that holds something else and where another training is at work; CannotGoOn if the disk is full.
     """
     settings = read_segmenter_config(config)
     check_package(own=True)
     known = _known(out, settings)
     run = out / "training"
+    with writing(out), held(run):
+        return _fit(settings, data, out, run, known, progress, max_seconds)
+
+
+def _fit(
+    settings: SegmenterConfig,
+    data: Path,
+    out: Path,
+    run: Path,
+    known: SegmenterCard | None,
+    progress: Callable[[dict[str, object]], None],
+    max_seconds: float | None,
+) -> SegmenterCard:
     phantoms = data
     if not data.is_dir():
         phantoms = prepare_phantoms(

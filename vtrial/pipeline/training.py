@@ -12,13 +12,23 @@ import torch
 from vtrial.diffusion.denoiser import StageName
 from vtrial.diffusion.sampler import SamplerConfig
 from vtrial.diffusion.weights import CARD, WEIGHT_FILES, ModelCard, list_models, read_card
-from vtrial.execution import CannotGoOn
 from vtrial.generation import describe_models
 from vtrial.pipeline.segmenters import fit_segmenter, is_segmenter
 from vtrial.records import InputError
 from vtrial.segmentation import SegmenterCard
-from vtrial.training import Job, Share, TrainingConfig, export_model, hardware, read_config, saved_step, usual_device
-from vtrial.training.checkpoint import CHECKPOINT, check_config
+from vtrial.training import (
+    Job,
+    Share,
+    TrainingConfig,
+    export_model,
+    hardware,
+    held,
+    read_config,
+    saved_step,
+    usual_device,
+    writing,
+)
+from vtrial.training.checkpoint import CHECKPOINT, check_run
 from vtrial.training.data import data_sha256, read_extent
 from vtrial.training.estimate import Estimate, estimate
 from vtrial.training.fitting import open_source
@@ -41,14 +51,13 @@ def models() -> list[dict[str, Any]]:
 
 
 def train_here(job: Job, progress: Progress, device: torch.device | None = None) -> None:
-    """Do a job in this process, on the first GPU or else the CPU, or on `device`; CannotGoOn if the disk is full."""
+    """Do a job in this process, on the first GPU or else the CPU, or on `device`.
+
+    InputError if the job is not sound or another training is at work in its folder; CannotGoOn if the disk is full.
+    """
     job.check(progress)
-    try:
+    with writing(job.out), held(job.out):
         job.run(Share(device=device or usual_device()), progress)
-    except OSError as error:
-        raise CannotGoOn(
-            f"{job.out}: {error.strerror or error}; the last checkpoint is safe: the same command goes on"
-        ) from None
 
 
 def train(
@@ -103,20 +112,22 @@ def fit_stage(
     runs = {stage: folder for stage, folder in runs.items() if (folder / CHECKPOINT).is_file()}
     known = read_card(out) if (out / CARD).is_file() else None
     others = {stage: known.stages[stage] for stage in runs if known and stage in known.stages}
+    hashes = {stage: card.data_sha256 for stage, card in others.items()}
     others.pop(settings.stage, None)
     lengths = {stage: card.ema_length for stage, card in others.items()}
-    return export_model(
-        out,
-        runs,
-        _samplers(settings, known, list(runs)),
-        name=out.name,
-        ema=lengths if ema is None else {**lengths, settings.stage: ema},
-        description=known.description if known else "",
-        data=str(data),
-        data_sha256={stage: card.data_sha256 for stage, card in others.items()} | {settings.stage: data_sha256(data)},
-        hardware=hardware(),
-        extent=read_extent(data),
-    )
+    with writing(out):
+        return export_model(
+            out,
+            runs,
+            _samplers(settings, known, list(runs)),
+            name=out.name,
+            ema=lengths if ema is None else {**lengths, settings.stage: ema},
+            description=known.description if known else "",
+            data=str(data),
+            data_sha256=hashes,
+            hardware=hardware(),
+            extent=read_extent(data),
+        )
 
 
 def foresee(
@@ -127,8 +138,9 @@ def foresee(
         raise InputError(f"{config}: a segmenter's training is not estimated; leave out --dry-run")
     settings, device = read_config(config), device or usual_device()
     folder = _folder(out, settings.stage)
-    check_config(folder, settings)
-    return settings, estimate(settings, open_source(data, settings, device), saved_step(folder), workers, device)
+    source = open_source(data, settings, device, workers)
+    check_run(folder, settings, data_sha256(data))
+    return settings, estimate(settings, source, saved_step(folder), workers, device)
 
 
 def _folder(out: Path, stage: StageName) -> Path:
@@ -138,14 +150,15 @@ def _folder(out: Path, stage: StageName) -> Path:
 def _samplers(
     settings: TrainingConfig, known: ModelCard | None, stages: Sequence[StageName]
 ) -> dict[StageName, SamplerConfig]:
-    """Those of the card that is there; a new stage is sampled over the noise levels that it was trained on."""
+    """Those of the card that is there; a new stage is sampled as its configuration says, or over the noise levels that
+    it was trained on."""
     usual = FRESH_SAMPLERS[settings.stage]
     # the expert takes over in the middle of what it knows
     highest = settings.noise.sigma_max / (2.0 if settings.stage == "global-detail" else 1.0)
     levels: dict[str, object] = {"sigma_min": settings.noise.sigma_min, "sigma_max": highest}
     if settings.objective == "flow" and usual.name == "heun":
         levels["name"] = "flow-heun"
-    fresh = FRESH_SAMPLERS | {settings.stage: usual.model_copy(update=levels)}
+    fresh = FRESH_SAMPLERS | {settings.stage: settings.sampler or usual.model_copy(update=levels)}
     samplers = {
         stage: known.stages[stage].sampler if known and stage in known.stages else fresh[stage] for stage in stages
     }

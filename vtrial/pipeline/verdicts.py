@@ -20,7 +20,7 @@ from vtrial.pipeline.parts import Parts, Steps, silent
 from vtrial.pipeline.scans import plain_name
 from vtrial.pipeline.sides import Parties, Side
 from vtrial.reporting.report import build_report
-from vtrial.storage import Folder
+from vtrial.storage import Folder, place
 from vtrial.validation import AnalysisSettings, Cohort, Comparison, Reference, Summary, compare
 from vtrial.validation.match import pair
 
@@ -68,9 +68,9 @@ def judge(
     key = _key(synthetic, references, settings, [by, paired, parties.training and parties.training.digest])
     new = not _is_there(folder, place, key)
     if new:
-        theirs: Cohort | Reference = reference
         if paired and isinstance(reference.data, Cohort):
-            synthetic, theirs = pair(synthetic, reference.data)
+            synthetic, data = pair(synthetic, reference.data)
+            references[0] = replace(reference, data=data)  # all parts of the report are about the pairs
         with steps(f"compare {synthetic.name} with {reference.name}") as report:
             parts = Parts(report, 1)
 
@@ -78,7 +78,7 @@ def judge(
                 parts.total = of
                 parts.ended(stratum)
 
-            comparison = compare(synthetic, theirs, by=by, settings=settings, paired=paired, tell=tell)
+            comparison = compare(synthetic, references[0], by=by, settings=settings, paired=paired, tell=tell)
         content = gather(parties, comparison, synthetic, references, by, steps, command)
         built = build_report(content)
         table = _bytes(_told(comparison, parties, reference), key)
@@ -108,9 +108,8 @@ def _references(parties: Parties, settings: AnalysisSettings, beside: str) -> li
 
 def _measured_reference(real: Side, settings: AnalysisSettings) -> Reference:
     scans, role = real.scans, "real" if real.scans.real else "stand-in"
-    title = "PET/CT of a folder" if scans.manifest is None else f"a run of vtrial ({scans.manifest.kind})"
     data = real.cohort(settings)
-    return Reference(scans.name, data, title, role, source=scans.source, segmenter=data.segmenter)
+    return Reference(scans.name, data, scans.title, role, source=scans.source, segmenter=data.segmenter)
 
 
 def _key(
@@ -159,9 +158,9 @@ def _bytes(table: pd.DataFrame, key: bytes) -> bytes:
     return buffer.getvalue()
 
 
-def _verdict(folder: Folder, place: str, sides: Sequence[Side], *, new: bool) -> Verdict:
+def _verdict(folder: Folder, name: str, sides: Sequence[Side], *, new: bool) -> Verdict:
     """What the report's JSON says, whether it was written now or before."""
-    document: dict[str, Any] = json.loads(folder.read(f"{place}/{NUMBERS}"))
+    document: dict[str, Any] = json.loads(folder.read(f"{name}/{NUMBERS}"))
     counts: dict[str, int] = {}
     for stratum in document["counts"].values():
         for word, count in stratum.items():
@@ -169,16 +168,15 @@ def _verdict(folder: Folder, place: str, sides: Sequence[Side], *, new: bool) ->
     failures: dict[str, str] = {}
     for side in sides:
         failures |= {f"{side.scans.name}: {subject}": reason for subject, reason in side.failures.items()}
-    base = f"{folder.location}/{place}"
     return Verdict(
         run=folder.location,
         reference=document["reference"],
         verdict=document["verdict"],
         headline=document["headline"],
         counts=counts,
-        report=f"{base}/{PAGE}",
-        numbers=f"{base}/{NUMBERS}",
-        table=f"{base}/{TABLE}",
+        report=place(folder.location, f"{name}/{PAGE}"),
+        numbers=place(folder.location, f"{name}/{NUMBERS}"),
+        table=place(folder.location, f"{name}/{TABLE}"),
         copies="" if document["copies"] is None else document["copies"]["verdict"],
         new=new,
         failures=failures,

@@ -6,14 +6,16 @@ The layout is that of `vtrial.training.data.StoredVolumes`: subjects.parquet, ct
 from __future__ import annotations
 
 import io
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, get_args
 
 import pandas as pd
 
 from vtrial.imaging.dicom.people import Person
+from vtrial.imaging.dicom.suv import LeanMass, sul_per_suv
 from vtrial.preparation.extent import fit_extents
 from vtrial.preparation.sources.study import LeftOut, Study
 from vtrial.preparation.split import SHARES, SPLITS, Member, Split, assign_splits
@@ -62,7 +64,8 @@ def finish_training_set(
 
     Splits that an earlier subjects.parquet in the folder has are kept, by the studies' fingerprints. The support of the
     demographics and the fit of extents on heights are those of the training split, the latter without partial fields of
-    view. InputError, after left_out.csv is written, where no study is left. The caller adds `facts` to the manifest.
+    view unless all are. InputError, after left_out.csv is written, where no study is left. The caller adds `facts` to
+    the manifest.
     """
     reasons = {left.subject_id: left.reasons for left in left_out}
     for each in prepared:
@@ -117,6 +120,7 @@ def _table(kept: Sequence[Prepared], splits: Mapping[str, Split]) -> pd.DataFram
                 "height_cm": body.height_cm,
                 "weight_kg": body.weight_kg,
                 "bmi": body.bmi,
+                **_lean_factors(body),
                 **each.row,
                 "notes": "; ".join(notes),
                 "fingerprint": study.fingerprint,
@@ -130,11 +134,24 @@ def _table(kept: Sequence[Prepared], splits: Mapping[str, Split]) -> pd.DataFram
     return table
 
 
+def _lean_factors(body: Subject) -> dict[str, float]:
+    """By what the SUV of a body becomes SUL, by each formula of lean mass; NaN where one does not serve the body."""
+    factors = {}
+    for formula in get_args(LeanMass):
+        try:
+            factor = round(sul_per_suv(body.sex, body.weight_kg, body.height_cm / 100.0, formula), 4)
+        except InputError:
+            factor = math.nan
+        factors[f"sul_per_suv_{formula}"] = factor
+    return factors
+
+
 def _facts(kept: Sequence[Prepared], table: pd.DataFrame, left_out: int) -> dict[str, Any]:
     """What the manifest says of the whole."""
-    taught = set(table.loc[table["split"] == "train", "subject_id"])
+    trained = table[table["split"] == "train"]
+    taught = set(trained["subject_id"])
     bodies = [body for body in (_body(p.study) for p in kept) if body.subject_id in taught]
-    whole = table[(table["split"] == "train") & ~table["partial"].astype(bool)]
+    whole = trained[~trained["partial"].astype(bool)]
     flags = Counter(name for told in table["flags"] for name in str(told).split(";") if name)
     facts: dict[str, Any] = {
         "support": asdict(Support.of(bodies)) if bodies else None,
@@ -142,10 +159,13 @@ def _facts(kept: Sequence[Prepared], table: pd.DataFrame, left_out: int) -> dict
         "flags": dict(flags.most_common()),
         "left_out": left_out,
     }
-    if len(whole):
-        fitted = fit_extents(list(whole["height_cm"]), list(whole["extent_mm"]))
+    if len(trained):
+        # Bodies as they were trained on: any other extent would stretch or squeeze the twins.
+        partial, fitting = whole.empty, trained if whole.empty else whole
+        fitted = fit_extents(list(fitting["height_cm"]), list(fitting["extent_mm"]), level_only=partial)
         facts["extent"] = fitted.fit.model_dump()
         facts["extent_people"] = fitted.people
         facts["extent_median_residual_mm"] = fitted.median_residual_mm
         facts["extent_slope_is_the_papers"] = fitted.slope_is_the_papers
+        facts["extent_of_partial"] = partial
     return facts

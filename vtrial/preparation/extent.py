@@ -140,23 +140,23 @@ class FittedExtents:
     slope_is_the_papers: bool
 
 
-def fit_extents(heights_cm: Sequence[float], extents_mm: Sequence[float]) -> FittedExtents:
+def fit_extents(heights_cm: Sequence[float], extents_mm: Sequence[float], *, level_only: bool = False) -> FittedExtents:
     """Extent in 2 mm slices on height in m, by Theil and Sen: up to 29 % of wild points hardly move it.
 
-    With fewer than 20 people, or heights too alike (SD below 3 cm), the slope is the paper's and only its level is
-    fitted. ValueError without people.
+    With fewer than 20 people, heights too alike (SD below 3 cm) or `level_only`, the slope is the paper's and only its
+    level is fitted. ValueError without people.
     """
     heights = np.asarray(heights_cm, dtype=np.float64) / 100.0
     slices = np.asarray(extents_mm, dtype=np.float64) / IN_PLANE_MM
     if heights.size == 0:
         raise ValueError("no extents to fit")
-    few = heights.size < FEWEST_HEIGHTS or 100.0 * heights.std() < _LEAST_SPREAD_CM
+    papers = level_only or heights.size < FEWEST_HEIGHTS or 100.0 * heights.std() < _LEAST_SPREAD_CM
     slope = EXTENT_SLICES_PER_M
-    if not few:
+    if not papers:
         kept = np.argsort(heights, kind="stable")
         kept = kept[np.linspace(0, kept.size - 1, min(kept.size, _MOST_HEIGHTS)).round().astype(int)]
         slope = float(theilslopes(slices[kept], heights[kept]).slope)
     level = float(np.median(slices - slope * heights))
     left = float(np.median(np.abs(slices - slope * heights - level))) * IN_PLANE_MM
     fit = ExtentFit(slices_per_m=round(slope, 3), slices_at_0=round(level, 3))
-    return FittedExtents(fit, int(heights.size), round(left, 2), few)
+    return FittedExtents(fit, int(heights.size), round(left, 2), papers)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from vtrial.execution import Resources, Saved
+from vtrial.imaging.dicom.headers import CannotRead
 from vtrial.imaging.files import nifti_bytes, nifti_from_bytes, spacing_of
 from vtrial.imaging.volume import Volume
 from vtrial.preparation.sources.study import Study
@@ -20,7 +21,11 @@ REASONS = "reasons"  # the column of a row that says why a study was left out
 
 @dataclass(frozen=True)
 class PrepareWork:
-    """The work on one study. What is wrong with a study is its result, and stops no other."""
+    """The work on one study. What is wrong with a study's content is its result, for good.
+
+    What may be mended is no result: files that cannot be read are this attempt's failure, and what the segmenter lacks
+    (InputError) ends the run, as every study would meet it.
+    """
 
     segment: Segment | None
     folder: Folder
@@ -31,16 +36,23 @@ class PrepareWork:
         try:
             ct, suv = _loaded(study)
             check_pair(ct, suv)
-            labels = None if self.segment is None else self._labels(ct, suv)
+        except InputError as error:
+            return error.problems
+        labels = None if self.segment is None else self._labels(ct, suv)
+        try:
             return fit_volume(ct, suv, labels, allow_partial=self.allow_partial)
         except InputError as error:
-            return tuple(error.problems)
+            return error.problems
 
     def _labels(self, ct: Volume, suv: Volume) -> Volume:
         assert self.segment is not None
         upright = ct_to_segment(ct, suv)
         data, _ = nifti_bytes(upright.voxels, spacing_of(upright.affine))
-        labels, _ = nifti_from_bytes(self.segment(data), "the segmenter's mask")
+        mask = self.segment(data)
+        try:
+            labels, _ = nifti_from_bytes(mask, "the segmenter's mask")
+        except InputError as error:
+            raise RuntimeError(str(error)) from None
         return Volume(labels, upright.affine)
 
     def save(self, study: Study, product: TrainingVolume | tuple[str, ...]) -> Saved:
@@ -56,7 +68,7 @@ def _loaded(study: Study) -> tuple[Volume, Volume]:
     """The study's CT and PET; what goes wrong unforeseen is told without its words, as they may quote a file's name."""
     try:
         return study.load()
-    except InputError:
+    except (InputError, CannotRead):
         raise
     except Exception as error:
         raise RuntimeError(f"{type(error).__name__} while the study was read") from None

@@ -202,9 +202,13 @@ def _heading(stratum: str, rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def _demographics(rows: Sequence[Row]) -> dict[str, Any]:
-    """Variables down, cohorts and strata across."""
-    columns = list(dict.fromkeys((r["cohort"], r["stratum"], r["n"]) for r in rows))
+    """Variables down, cohorts and strata across, each with the n of the variable that most of its people have."""
+    most: dict[tuple[str, str], int] = {}
+    for r in rows:
+        column = r["cohort"], r["stratum"]
+        most[column] = max(most.get(column, 0), r["n"])
     place = {(r["cohort"], r["stratum"], r["variable"]): i for i, r in enumerate(rows)}
     variables = list(dict.fromkeys(r["variable"] for r in rows))
-    lines = [(v, [(place.get((c, s, v))) for c, s, _ in columns]) for v in variables]
+    columns = [(cohort, stratum, n) for (cohort, stratum), n in most.items()]
+    lines = [(v, [(place.get((c, s, v)), n) for c, s, n in columns]) for v in variables]
     return {"columns": columns, "lines": lines}

@@ -31,6 +31,8 @@ _PREDICTORS = {
     "sex": ("sex (men)", ""),
 }
 _STRATA = {"all": "everybody", "sex=F": "women", "sex=M": "men"}
+# Between the parts of a stratum's name; a diagnosis may hold commas and equals signs of its own.
+_BETWEEN = re.compile(r", (?=(?:sex|age_group|bmi_group|diagnosis)=)")
 
 
 def organ_label(organ: str) -> str:
@@ -67,12 +69,13 @@ def slope_unit(metric: str, on: str) -> str:
 
 def stratum_label(stratum: str) -> str:
     """A stratum in words: "women", "men, age group 45–60"."""
-    return ", ".join(_STRATA.get(part, part.replace("_", " ").replace("=", " ")) for part in stratum.split(", "))
+    parts = _BETWEEN.split(stratum)
+    return ", ".join(_STRATA.get(part, part.replace("_", " ").replace("=", " ", 1)) for part in parts)
 
 
 def grouping_of(stratum: str) -> str:
     """The variables of a stratum, such as "sex" or "sex × age_group"."""
-    return " × ".join(part.partition("=")[0] for part in stratum.split(", "))
+    return " × ".join(part.partition("=")[0] for part in _BETWEEN.split(stratum))
 
 
 def slug(text: str) -> str:

@@ -70,7 +70,8 @@ def _own_plan(name: str, cache: Path | None, *, resident: bool) -> SegmenterPlan
     folder, card = segmenter_folder(name), read_segmenter_card(name)
     load_weights(folder / WEIGHTS, card.sha256)  # InputError now, not in every worker
     # A bundled segmenter goes by its name: on another machine of a cluster the package may lie elsewhere.
-    location = name if folder.parent == SEGMENTERS else str(folder.absolute())
+    bundled = folder.parent == SEGMENTERS
+    location = name if bundled else str(folder.absolute())
     kept = "" if cache is None else str(cache.absolute())
     return SegmenterPlan(
         name=card.name,
@@ -88,6 +89,7 @@ def _own_plan(name: str, cache: Path | None, *, resident: bool) -> SegmenterPlan
             "weights_sha256": card.sha256,
             "totalsegmentator": totalsegmentator_version(),
         },
+        folder="" if bundled else location,
     )
 
 

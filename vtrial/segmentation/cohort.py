@@ -22,7 +22,7 @@ from vtrial.segmentation.home import end_session, new_session
 from vtrial.segmentation.journal import SegmentedEntry, SegmentJournal
 from vtrial.segmentation.segmenter import SegmenterPlan
 from vtrial.segmentation.work import SegmentWorkFactory
-from vtrial.storage import Folder, open_folder
+from vtrial.storage import Folder, open_folder, printable
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def _is_done(journal: SegmentJournal, case: CtCase, segmenter: SegmenterPlan, ma
     if entry is None or entry.status != "ok" or entry.segmenter_sha256 != segmenter.sha256:
         return False
     name = f"{masks}/{case.mask}"
-    if entry.mask != name or entry.ct != case.ct:
+    if entry.mask != name or entry.ct != printable(case.ct):
         return False
     try:
         if hashlib.sha256(journal.folder.read(name)).hexdigest() != entry.mask_sha256:
@@ -142,7 +142,7 @@ def _work(
 
 def _entry(attempt: Attempt, segmenter: SegmenterPlan, masks: str) -> SegmentedEntry:
     row = attempt.saved.row if attempt.saved else {}
-    error: str = row.get("problem", "") or attempt.error
+    error = printable(row.get("problem", "") or attempt.error)
     case: CtCase = attempt.item
     return SegmentedEntry(
         time=now(),
@@ -151,7 +151,7 @@ def _entry(attempt: Attempt, segmenter: SegmenterPlan, masks: str) -> SegmentedE
         segmenter=segmenter.name,
         segmenter_sha256=segmenter.sha256,
         masks=masks,
-        ct=case.ct,
+        ct=printable(case.ct),
         mask=f"{masks}/{case.mask}",
         seconds=round(attempt.seconds, 3),
         error=error,

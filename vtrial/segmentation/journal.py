@@ -10,13 +10,14 @@ from vtrial.records import InputError
 from vtrial.runs import journal_lines, now
 from vtrial.segmentation.cases import MASKS, has_truth
 from vtrial.segmentation.segmenter import SegmenterPlan
-from vtrial.storage import Folder
+from vtrial.storage import Folder, place, printable
 
 JOURNAL = "segmentations.jsonl"
+FOLDER = "folder"  # in a claim's facts: where a segmenter of one's own lies
 
 
 class Claim(BaseModel):
-    """A folder of masks is a segmenter's from now on, and what the segmenter is."""
+    """A folder of masks is a segmenter's from now on, and what the segmenter is: one's own with its `folder`."""
 
     model_config = ConfigDict(extra="forbid")
     time: str
@@ -88,7 +89,7 @@ class SegmentJournal:
         if self._is_free(beside):
             return beside
         raise InputError(
-            f"{self.folder.location}/{beside}: holds files that no segmenter here has written; move them away"
+            f"{place(self.folder.location, beside)}: holds files that no segmenter here has written; move them away"
         )
 
     def _is_free(self, masks: str) -> bool:
@@ -99,7 +100,8 @@ class SegmentJournal:
     def claim(self, masks: str, plan: SegmenterPlan) -> None:
         """Write down that a folder is a segmenter's, before its first mask; OSError if that cannot be."""
         known = self._claims.get(masks)
-        if known is not None and known.segmenter_sha256 == plan.sha256:
+        facts = plan.facts | ({FOLDER: printable(plan.folder)} if plan.folder else {})
+        if known and known.segmenter_sha256 == plan.sha256 and known.facts.get(FOLDER) == facts.get(FOLDER):
             return
         claim = Claim(
             time=now(),
@@ -107,7 +109,7 @@ class SegmentJournal:
             segmenter=plan.name,
             segmenter_sha256=plan.sha256,
             phantoms_only=plan.phantoms_only,
-            facts=plan.facts,
+            facts=facts,
         )
         self.folder.append(JOURNAL, claim.model_dump_json())
         self._keep(claim)

@@ -31,7 +31,7 @@ class SegmenterPlan:
 
     `name` goes into names of folders; `sha256` changes with anything that changes masks; `facts` are for manifests and
     reports. `organs` are those it draws (None: all that TotalSegmentator has). `phantoms_only`: trained on phantoms
-    alone, so masks of real scans must be asked for and flagged.
+    alone, so masks of real scans must be asked for and flagged. `folder` is where one's own lies, "" for others.
     """
 
     name: str
@@ -40,3 +40,4 @@ class SegmenterPlan:
     phantoms_only: bool
     organs: tuple[str, ...] | None = None
     facts: dict[str, Any] = field(default_factory=dict)
+    folder: str = ""

@@ -5,6 +5,7 @@ from vtrial.training.config import TrainingConfig, read_config
 from vtrial.training.data import StoredVolumes, TensorVolume, Volume, VolumeSource, write_low
 from vtrial.training.export import export_model, hardware
 from vtrial.training.fitting import Job, train
+from vtrial.training.folder import held, writing
 from vtrial.training.loop import StepReport, steps
 from vtrial.training.share import Share, usual_device
 from vtrial.training.stream import PhantomStream
@@ -21,10 +22,12 @@ __all__ = [
     "VolumeSource",
     "export_model",
     "hardware",
+    "held",
     "read_config",
     "saved_step",
     "steps",
     "train",
     "usual_device",
     "write_low",
+    "writing",
 ]

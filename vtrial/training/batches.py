@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from vtrial.diffusion.bands import to_bands
-from vtrial.diffusion.conditions import coordinates, upsample
+from vtrial.diffusion.conditions import PHASE, coordinates, upsample
 from vtrial.diffusion.denoiser import Scaling, StageConfig
 from vtrial.diffusion.network import Conditions
 from vtrial.geometry import FACTOR
 from vtrial.training.config import TrainingConfig
-from vtrial.training.data import Triple, VolumeSource, patch_pair
+from vtrial.training.data import Triple, Volume, VolumeSource
 from vtrial.training.share import Share
 
 SCALING_EXAMPLES = 48
@@ -72,7 +72,7 @@ def make_batch(config: TrainingConfig, source: VolumeSource, step: int, which: r
 
 
 def _global_batch(config: TrainingConfig, source: VolumeSource, step: int, which: range) -> Batch:
-    epoch = config.data.epoch(step)
+    epoch = config.data.epoch(step, source.refresh_steps)
     stage = config.stage_config(Scaling(), Scaling())
     parts, vectors, origins = [], [], []
     for i in which:
@@ -89,7 +89,7 @@ def _global_batch(config: TrainingConfig, source: VolumeSource, step: int, which
 
 
 def _patch_batch(config: TrainingConfig, source: VolumeSource, step: int, which: range) -> Batch:
-    epoch = config.data.epoch(step)
+    epoch = config.data.epoch(step, source.refresh_steps)
     residuals, upsampled, vectors, origins = [], [], [], []
     stage = config.stage_config(Scaling(), Scaling())
     align = max(FACTOR, config.network.patch)
@@ -112,6 +112,21 @@ def _patch_batch(config: TrainingConfig, source: VolumeSource, step: int, which:
         origins.append((x, y, z))
     vector = torch.tensor(vectors, device=source.device)
     return Batch(torch.stack(residuals), vector, torch.stack(upsampled), tuple(origins), volume.shape)
+
+
+def patch_pair(volume: Volume, origin: Triple, shape: Triple) -> tuple[Tensor, Tensor, Triple]:
+    """A patch (2, *shape) at `origin` (multiples of 4), the low-resolution block (2, …) that its upsampling needs (one
+    voxel more at each side where there is one), and the patch's origin in that block's full-resolution voxels."""
+    part = tuple(slice(o, o + s) for o, s in zip(origin, shape, strict=True))
+    first = [max(o // FACTOR - 1, 0) for o in origin]
+    last = [min((o + s) // FACTOR, n // FACTOR - 1) for o, s, n in zip(origin, shape, volume.shape, strict=True)]
+    block = [slice(FACTOR * a + p, FACTOR * b + p + 1, FACTOR) for a, b, p in zip(first, last, PHASE, strict=True)]
+    inner = tuple(o - FACTOR * a for o, a in zip(origin, first, strict=True))
+    return (
+        volume.read((part[0], part[1], part[2])),
+        volume.read((block[0], block[1], block[2])),
+        (inner[0], inner[1], inner[2]),
+    )
 
 
 def _origin(rng: np.random.Generator, whole: Triple, shape: Triple, align: int) -> Triple:

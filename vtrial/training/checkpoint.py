@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import pickle
 import shutil
@@ -14,22 +13,25 @@ import torch
 from pydantic import TypeAdapter
 from torch import nn
 
+from vtrial.course import save_whole
 from vtrial.diffusion.denoiser import Denoiser, StageConfig
 from vtrial.diffusion.ema import PowerEma
 from vtrial.diffusion.weights import ModelCard, StageCard, load_weights, model_folder, read_card
 from vtrial.optimizer import Optimizer, is_matrix
 from vtrial.records import InputError, Support
-from vtrial.storage import whole_file
 from vtrial.training.config import TrainingConfig, WatchConfig
 
 CHECKPOINT, KEPT = "checkpoint.pt", "checkpoints"
 # fields that may change between a run and its continuation
-FREE_FIELDS = {"steps", "checkpoint_steps", "metric_steps", "microbatch", "watch"}
+FREE_FIELDS = {"steps", "checkpoint_steps", "metric_steps", "microbatch", "watch", "sampler"}
 
 
 @dataclass
 class TrainingState:
-    """Everything that changes while training. Random numbers depend on (seed, step), so no generator is in it."""
+    """Everything that changes while training, and what on: `data_sha256`, "" where that is not known.
+
+    Random numbers depend on (seed, step), so no generator is in it.
+    """
 
     stage: StageConfig
     support: Support
@@ -39,6 +41,7 @@ class TrainingState:
     step: int = 0
     skipped: int = 0
     seconds: float = 0.0
+    data_sha256: str = ""
 
     @property
     def device(self) -> torch.device:
@@ -99,12 +102,9 @@ def save_checkpoint(folder: Path, config: TrainingConfig, state: TrainingState) 
         "step": state.step,
         "skipped": state.skipped,
         "seconds": state.seconds,
+        "data_sha256": state.data_sha256,
     }
-    with whole_file(folder / CHECKPOINT) as stream:
-        try:
-            torch.save(content, stream)
-        except RuntimeError as error:  # torch's word for bytes that were not taken
-            raise OSError(errno.ENOSPC, "no more could be written", stream.name) from error
+    save_whole(folder / CHECKPOINT, content)
     return folder / CHECKPOINT
 
 
@@ -153,23 +153,36 @@ def saved_step(folder: Path) -> int:
     return int(read_checkpoint(path, lazily=True)["step"]) if path.exists() else 0
 
 
-def check_config(folder: Path, config: TrainingConfig) -> None:
-    """InputError if `folder` holds a run that was made with another configuration."""
+def check_run(folder: Path, config: TrainingConfig, data_sha256: str = "") -> None:
+    """InputError if `folder` holds a run of another configuration, or on other data where both are known."""
     if (folder / CHECKPOINT).exists():
-        _compare(folder, config, read_checkpoint(folder / CHECKPOINT, lazily=True))
+        _compare(folder, config, data_sha256, read_checkpoint(folder / CHECKPOINT, lazily=True))
 
 
-def _compare(folder: Path, config: TrainingConfig, content: dict[str, Any]) -> None:
+def _compare(folder: Path, config: TrainingConfig, data_sha256: str, content: dict[str, Any]) -> None:
     then, now = _comparable(TrainingConfig.model_validate_json(content["config"])), _comparable(config)
     changed = [name for name in now if now[name] != then[name]]
+    problems = []
     if changed:
-        raise InputError(f"{folder}: trained with another configuration ({', '.join(changed)}); choose another --out")
+        problems.append(f"{folder}: trained with another configuration ({', '.join(changed)}); choose another --out")
+    if data_sha256 and data_of(content) not in ("", data_sha256):
+        problems.append(
+            f"{folder}: trained on other data (sha256 {data_of(content)[:12]}…, now {data_sha256[:12]}…); give --data "
+            "as it was, or another --out, which --start-from lets begin with a model's weights"
+        )
+    if problems:
+        raise InputError(problems)
 
 
-def restore_state(folder: Path, config: TrainingConfig, device: torch.device) -> TrainingState:
-    """The state of an interrupted run; InputError if it was made with another configuration."""
+def data_of(content: dict[str, Any]) -> str:
+    """Hash of what a checkpoint was trained on; "" where it does not tell, as early ones do not."""
+    return str(content.get("data_sha256", ""))
+
+
+def restore_state(folder: Path, config: TrainingConfig, device: torch.device, data_sha256: str = "") -> TrainingState:
+    """The state of an interrupted run; InputError if it was made with another configuration or on other data."""
     content = read_checkpoint(folder / CHECKPOINT, device)
-    _compare(folder, config, content)
+    _compare(folder, config, data_sha256, content)
     stage = StageConfig.model_validate_json(content["stage"])
     state = new_state(config, stage, read_support(content["support"]), device)
     state.denoiser.load_state_dict(content["denoiser"])
@@ -178,4 +191,5 @@ def restore_state(folder: Path, config: TrainingConfig, device: torch.device) ->
         for name, value in average.items():
             state.ema.averages[float(length)][name].copy_(value)
     state.step, state.skipped, state.seconds = content["step"], content["skipped"], content["seconds"]
+    state.data_sha256 = data_of(content) or data_sha256
     return state

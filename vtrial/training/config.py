@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from vtrial.diffusion.denoiser import NoiseConfig, Objective, Scaling, StageConfig, StageName
 from vtrial.diffusion.network import NetworkConfig
+from vtrial.diffusion.sampler import SamplerConfig
 from vtrial.geometry import FACTOR
 from vtrial.records import InputError
 
@@ -48,7 +49,7 @@ class DataConfig(BaseModel):
     """Stage 1: random subvolumes (of the 64 of a subject) held in memory for each subject."""
     refresh_steps: NotNegative = 0
     """After how many steps the volumes in memory change: a stored set cuts other subvolumes (stage 1), a stream of
-    phantoms moves on by one; 0: never."""
+    phantoms moves on by one; 0: as is usual, a stored set never and a stream after each."""
     patch_shape: tuple[Positive, Positive, Positive] = (64, 64, 64)
     """Voxels of a training patch; the network of stage 1 at high noise sees whole volumes."""
     whole_after: Positive | None = None
@@ -60,9 +61,10 @@ class DataConfig(BaseModel):
     """Stage 2: the low-resolution volume gets noise of a random SD up to this (model space), and the residual holds its
     correction, so that the stage mends small faults of a generated volume."""
 
-    def epoch(self, step: int) -> int:
-        """How often the volumes in memory have changed before a step."""
-        return step // self.refresh_steps if self.refresh_steps else 0
+    def epoch(self, step: int, usual: int = 0) -> int:
+        """How often the volumes in memory have changed before a step; `usual` is the source's own `refresh_steps`."""
+        every = self.refresh_steps or usual
+        return step // every if every else 0
 
 
 class WatchConfig(BaseModel):
@@ -110,6 +112,9 @@ class TrainingConfig(BaseModel):
     checkpoint_steps: Positive = 250
     metric_steps: Positive = 25
     watch: WatchConfig = WatchConfig()
+    sampler: SamplerConfig | None = None
+    """How the stage is sampled, noise levels and all, until a card says otherwise; in the usual way over the levels of
+    `noise` when absent."""
 
     @model_validator(mode="after")
     def _consistent(self) -> TrainingConfig:

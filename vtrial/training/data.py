@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import numpy as np
 import pandas as pd
@@ -15,10 +16,11 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 from torch import Tensor
 
-from vtrial.diffusion.conditions import PHASE, Demographics
+from vtrial.diffusion.conditions import Demographics
 from vtrial.diffusion.weights import ExtentFit
 from vtrial.geometry import FACTOR
 from vtrial.imaging.codec import encode_ct, encode_suv
+from vtrial.memory import total_memory_bytes
 from vtrial.records import InputError, Support
 from vtrial.runs import MANIFEST
 
@@ -52,6 +54,10 @@ class VolumeSource(Protocol):
     @property
     def device(self) -> torch.device:
         """Where the volumes live."""
+
+    @property
+    def refresh_steps(self) -> int:
+        """After how many steps what there is to choose from changes, where the configuration does not say; 0: never."""
 
     def draw(self, rng: np.random.Generator, epoch: int) -> Volume:
         """A random volume; what there is to choose from may change with the epoch."""
@@ -126,15 +132,21 @@ class StoredVolumes:
     """A training set on disk: subjects.parquet, ct/<id>.npy, suv/<id>.npy and, for stage 1 alone, low/<id>.npz.
 
     Of a table with a column `split` only those of one split are taken.
-    `phases` subvolumes a subject are cut on first use and kept in memory as float16 (1.2 MB each). Stage 2 draws
-    from the subjects that have full volumes.
+    `phases` subvolumes a subject are cut on first use and kept in memory as float16 (1.2 MB each), up to `memory` bytes
+    in all; those of further subjects are read from the files at each draw. Stage 2 draws from the subjects that have
+    full volumes.
     """
+
+    refresh_steps: ClassVar[int] = 0
 
     folder: Path
     phases: int = 4
     seed: int = 0
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     split: str = "train"
+    memory: int = field(default_factory=lambda: memory_for_volumes(1))
+    held_bytes: int = field(default=0, init=False)
+    """What the subvolumes in memory take."""
 
     @staticmethod
     def has(folder: Path, split: str) -> bool:
@@ -158,7 +170,7 @@ class StoredVolumes:
         missing = [i for i in self.ids if i not in whole and not self._low_file(i).exists()]
         if missing:
             raise InputError(f"{self.folder}: {len(missing)} subjects without volumes, the first is {missing[0]}")
-        self._cache: dict[int, tuple[int, NDArray[np.float16], list[Triple]]] = {}
+        self._kept: dict[int, _Subvolumes] = {}
 
     @property
     def support(self) -> Support:
@@ -189,32 +201,69 @@ class StoredVolumes:
         return self.volume(self._whole[int(rng.integers(len(self._whole)))])
 
     def draw_low(self, rng: np.random.Generator, epoch: int) -> tuple[Tensor, Triple, Demographics]:
-        """A random subvolume of a random subject; which ones are in memory depends on the epoch alone."""
+        """A random subvolume of a random subject; which ones there are to draw depends on the epoch alone."""
         i = int(rng.integers(len(self.ids)))
-        cached = self._cache.get(i)
-        if cached is None or cached[0] != epoch:
-            cached = self._cache[i] = (epoch, *self._cut(i, epoch))
-        _, volumes, phases = cached
-        k = int(rng.integers(len(phases)))
-        return torch.from_numpy(volumes[k].astype(np.float32)), phases[k], self.demographics[i]
+        kept = self._kept.get(i)
+        if kept is None or kept.epoch != epoch:
+            phases = self._phases(i, epoch)
+            if kept is None and self.held_bytes >= self.memory:
+                phase = phases[int(rng.integers(len(phases)))]
+                return _float32(self._cut(i, [phase])[0]), phase, self.demographics[i]
+            self.held_bytes -= 0 if kept is None else kept.volumes.nbytes
+            kept = self._kept[i] = _Subvolumes(epoch, phases, self._cut(i, phases))
+            self.held_bytes += kept.volumes.nbytes
+        k = int(rng.integers(len(kept.phases)))
+        return _float32(kept.volumes[k]), kept.phases[k], self.demographics[i]
 
-    def _cut(self, i: int, epoch: int) -> tuple[NDArray[np.float16], list[Triple]]:
-        file = self._low_file(self.ids[i])
+    def _phases(self, i: int, epoch: int) -> list[Triple]:
+        """Of which subvolumes a subject's are drawn in an epoch."""
         rng = np.random.default_rng([self.seed, i, epoch])
+        file = self._low_file(self.ids[i])
         if file.exists():
+            known = _stored_phases(file)
+            return [known[k] for k in rng.permutation(len(known))[: self.phases]]
+        return [PHASES[k] for k in rng.choice(len(PHASES), size=min(self.phases, len(PHASES)), replace=False)]
+
+    def _cut(self, i: int, phases: Sequence[Triple]) -> NDArray[np.float16]:
+        """Subvolumes (n, 2, x/4, y/4, z/4) of a subject."""
+        file = self._low_file(self.ids[i])
+        if file.exists():
+            known = _stored_phases(file)
             with np.load(file) as stored:
-                kept = rng.permutation(len(stored["phases"]))[: self.phases]
-                return stored["volumes"][kept], [(int(x), int(y), int(z)) for x, y, z in stored["phases"][kept]]
-        chosen = [PHASES[k] for k in rng.choice(len(PHASES), size=min(self.phases, len(PHASES)), replace=False)]
-        ct_file, suv_file = self._files(self.ids[i])
-        # one pass over each file, then strided cuts in memory
-        ct, suv = np.load(ct_file), np.load(suv_file)
-        out = np.empty((len(chosen), 2, *(n // FACTOR for n in ct.shape)), dtype=np.float16)
-        for k, (x, y, z) in enumerate(chosen):
+                volumes: NDArray[np.float16] = stored["volumes"][[known.index(phase) for phase in phases]]
+            return volumes
+        # of several one pass over each file, then strided cuts in memory
+        mode: Literal["r"] | None = "r" if len(phases) == 1 else None
+        ct, suv = (np.load(name, mmap_mode=mode) for name in self._files(self.ids[i]))
+        out = np.empty((len(phases), 2, *(n // FACTOR for n in ct.shape)), dtype=np.float16)
+        for k, (x, y, z) in enumerate(phases):
             part = (slice(x, None, FACTOR), slice(y, None, FACTOR), slice(z, None, FACTOR))
             out[k, 0] = encode_ct(torch.from_numpy(ct[part].astype(np.float32))).numpy()
             out[k, 1] = encode_suv(torch.from_numpy(suv[part].astype(np.float32))).numpy()
-        return out, chosen
+        return out
+
+
+@dataclass(frozen=True)
+class _Subvolumes:
+    """Those of a subject that are in memory in an epoch: (n, 2, x/4, y/4, z/4), each from its phase."""
+
+    epoch: int
+    phases: list[Triple]
+    volumes: NDArray[np.float16]
+
+
+def memory_for_volumes(workers: int) -> int:
+    """Bytes of subvolumes that one of so many workers may keep: in all half of this machine, where they may all be."""
+    return total_memory_bytes() // (2 * workers)
+
+
+def _float32(volume: NDArray[np.float16]) -> Tensor:
+    return torch.from_numpy(volume.astype(np.float32))
+
+
+def _stored_phases(file: Path) -> list[Triple]:
+    with np.load(file) as stored:
+        return [(int(x), int(y), int(z)) for x, y, z in stored["phases"]]
 
 
 def _read_subjects(path: Path) -> pd.DataFrame:
@@ -257,18 +306,3 @@ def read_extent(data: Path) -> ExtentFit | None:
     """How the field of view goes with height in a training set of real scans; None where that is not told."""
     known = _manifest(data, "facts").get("extent") if data.is_dir() else None
     return None if known is None else ExtentFit.model_validate(known)
-
-
-def patch_pair(volume: Volume, origin: Triple, shape: Triple) -> tuple[Tensor, Tensor, Triple]:
-    """A patch (2, *shape) at `origin` (multiples of 4), the low-resolution block (2, …) that its upsampling needs (one
-    voxel more at each side where there is one), and the patch's origin in that block's full-resolution voxels."""
-    part = tuple(slice(o, o + s) for o, s in zip(origin, shape, strict=True))
-    first = [max(o // FACTOR - 1, 0) for o in origin]
-    last = [min((o + s) // FACTOR, n // FACTOR - 1) for o, s, n in zip(origin, shape, volume.shape, strict=True)]
-    block = [slice(FACTOR * a + p, FACTOR * b + p + 1, FACTOR) for a, b, p in zip(first, last, PHASE, strict=True)]
-    inner = tuple(o - FACTOR * a for o, a in zip(origin, first, strict=True))
-    return (
-        volume.read((part[0], part[1], part[2])),
-        volume.read((block[0], block[1], block[2])),
-        (inner[0], inner[1], inner[2]),
-    )

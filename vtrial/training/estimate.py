@@ -39,8 +39,8 @@ class Memory:
     """Bytes at each worker, besides those of Python and of what kernels work in.
 
     `activations` are what one microbatch takes at most, forwards and backwards, `batches` the worker's part of this
-    step's and the next's, `volumes` the stored subvolumes when all have been met, `exchange` is what gradients are
-    summed in.
+    step's and the next's, `volumes` the stored subvolumes when as many have been met as are kept, `exchange` is what
+    gradients are summed in.
     """
 
     weights: int
@@ -226,7 +226,9 @@ def _memory(
 ) -> Memory:
     parameters = _parameters(stage)
     by_muon = _parameters(stage, is_matrix) if config.optimizer.matrix_lr else 0
-    kept = source.ids if isinstance(source, StoredVolumes) and config.stage != "super-resolution" else []
+    volumes = 0
+    if isinstance(source, StoredVolumes) and config.stage != "super-resolution":
+        volumes = min(len(source.ids) * config.data.phases * costs[0].whole_bytes, source.memory)
     return Memory(
         weights=4 * parameters,
         gradients=4 * parameters,
@@ -235,7 +237,7 @@ def _memory(
         exchange=4 * parameters if share.world > 1 else 0,
         activations=max(cost.learning(cost.part) for cost in costs),
         batches=2 * max(cost.mine * cost.example_bytes for cost in costs),
-        volumes=len(kept) * config.data.phases * costs[0].whole_bytes,
+        volumes=volumes,
     )
 
 

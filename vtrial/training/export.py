@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,11 +9,12 @@ from pathlib import Path
 import torch
 from pydantic import ValidationError
 
+from vtrial.course import read_lines
 from vtrial.diffusion.denoiser import StageConfig, StageName
 from vtrial.diffusion.sampler import SamplerConfig
 from vtrial.diffusion.weights import WEIGHT_FILES, ExtentFit, ModelCard, StageCard, save_weights, write_card
 from vtrial.records import InputError, Support
-from vtrial.training.checkpoint import CHECKPOINT, read_checkpoint, read_support
+from vtrial.training.checkpoint import CHECKPOINT, data_of, read_checkpoint, read_support
 from vtrial.training.config import TrainingConfig
 from vtrial.training.fitting import METRICS
 from vtrial.training.snapshots import averaged
@@ -45,8 +45,9 @@ def export_model(
     """Write `out` with a safetensors file for each stage of `runs` (folders of `train`) and card.json.
 
     `ema` is the averaging length to take, of all stages or of some, tracked or made of snapshots; by default the
-    shortest tracked. `data_sha256` are the training sets', `extent` that of the people trained on, by default the
-    paper's. InputError for an unreadable run, a run of another stage, a length that cannot be had.
+    shortest tracked. `data_sha256` are the training sets' of runs whose checkpoints do not tell, `extent` that of the
+    people trained on, by default the paper's. InputError for an unreadable run, a run of another stage, a length that
+    cannot be had; OSError if the model cannot be written.
     """
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -55,7 +56,8 @@ def export_model(
     for stage, run in runs.items():
         length = ema.get(stage) if isinstance(ema, Mapping) else ema
         card, support = _export_stage(folder, stage, Path(run), samplers[stage], length)
-        stages[stage] = card.model_copy(update={"data_sha256": (data_sha256 or {}).get(stage, "")})
+        known = card.data_sha256 or (data_sha256 or {}).get(stage, "")
+        stages[stage] = card.model_copy(update={"data_sha256": known})
         supports.append(support)
     # the first stage decides what bodies can be made
     support = supports[list(runs).index("global")] if "global" in runs else supports[0]
@@ -99,14 +101,14 @@ def _export_stage(
         seconds=round(content["seconds"], 1),
         ema_length=length,
         loss=_loss_curve(run / METRICS),
+        data_sha256=data_of(content),
+        training=config.model_dump(mode="json", exclude=set(StageConfig.model_fields)),
         sampler=sampler,
     )
     return card, read_support(content["support"])
 
 
 def _loss_curve(path: Path) -> tuple[tuple[int, float], ...]:
-    if not path.exists():
-        return ()
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    every = max(1, len(lines) // LOSS_POINTS)
-    return tuple((line["step"], round(line["error"], 5)) for line in lines[::every])
+    found = [(int(str(line["step"])), float(str(line["error"]))) for line in read_lines(path) if "error" in line]
+    every = max(1, len(found) // LOSS_POINTS)
+    return tuple((step, round(error, 5)) for step, error in found[::every])

@@ -18,7 +18,7 @@ from vtrial.training.batches import measure_scaling
 from vtrial.training.checkpoint import (
     CHECKPOINT,
     TrainingState,
-    check_config,
+    check_run,
     keep_checkpoints,
     new_state,
     restore_state,
@@ -27,7 +27,7 @@ from vtrial.training.checkpoint import (
     warm_state,
 )
 from vtrial.training.config import TrainingConfig, read_config
-from vtrial.training.data import StoredVolumes, VolumeSource
+from vtrial.training.data import StoredVolumes, VolumeSource, data_sha256, memory_for_volumes
 from vtrial.training.loop import StepReport, steps
 from vtrial.training.share import Share, usual_device
 from vtrial.training.stream import PhantomStream
@@ -52,9 +52,10 @@ class Job:
 
     def check(self, tell: Callable[[Line], None]) -> None:
         """InputError for data that cannot be read, a model that cannot be started from, or an `out` that holds a run
-        with another configuration: workers would find out one after the other. `tell` hears what there is not."""
+        with another configuration or on other data: workers would find out one after the other. `tell` hears what there
+        is not."""
         open_source(self.data, self.config, torch.device("cpu"))
-        check_config(self.out, self.config)
+        check_run(self.out, self.config, data_sha256(self.data))
         if self.start_from is not None:
             stage_to_start_from(self.config, self.start_from)
         if self.config.watch.validate_steps and held_out(self.data, self.config) is None:
@@ -79,11 +80,14 @@ class Job:
         )
 
 
-def open_source(data: Path, config: TrainingConfig, device: torch.device) -> VolumeSource:
-    """A folder is a stored training set; a file is a cohort spec, whose phantoms are rendered endlessly on `device`."""
+def open_source(data: Path, config: TrainingConfig, device: torch.device, workers: int = 1) -> VolumeSource:
+    """A folder is a stored training set; a file is a cohort spec, whose phantoms are rendered endlessly on `device`.
+
+    Each of the `workers` has a source of its own, and its part of the memory.
+    """
     if data.is_file():
         return PhantomStream(data, seed=config.seed, device=device)
-    return StoredVolumes(data, phases=config.data.phases, seed=config.seed)
+    return StoredVolumes(data, phases=config.data.phases, seed=config.seed, memory=memory_for_volumes(workers))
 
 
 def train(
@@ -105,22 +109,23 @@ def train(
     Several workers call this alike, each with its `share`; the first one writes, into a folder that all of them see.
     What `config.watch` asks for lies beside the metrics. `progress` gets every line of metrics and validation, and
     `saved` the state after every checkpoint, at each worker. Raises InputError for an unreadable configuration or data
-    set and for an `out` that holds a run with another configuration.
+    set and for an `out` that holds a run with another configuration or on another set.
     """
     if not isinstance(config, TrainingConfig):
         config = read_config(config)
-    apart = None
+    apart, sha256 = None, ""
     if isinstance(data, str | Path):
+        sha256 = data_sha256(Path(data))
         apart = held_out(Path(data), config) if config.watch.validate_steps else None
         share = share or Share(device=usual_device())
-        data = open_source(Path(data), config, share.device)
+        data = open_source(Path(data), config, share.device, share.world)
     share = share or Share(device=data.device)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     keep_freed_memory()
     if (folder / CHECKPOINT).exists() and not resume:
         raise InputError(f"{folder}: holds a training run already; resume it or choose another --out")
-    state = _begin(config, data, folder, start_from, share)
+    state = _begin(config, data, sha256, folder, start_from, share)
     describe = partial(_described, config, state, share, state.step)
     metrics = Metrics(folder / METRICS if share.leads else None, config, state.step, describe)
 
@@ -152,7 +157,12 @@ def _watched(reports: Iterable[StepReport], watch: Watch, state: TrainingState) 
 
 
 def _begin(
-    config: TrainingConfig, data: VolumeSource, folder: Path, start_from: str | Path | None, share: Share
+    config: TrainingConfig,
+    data: VolumeSource,
+    sha256: str,
+    folder: Path,
+    start_from: str | Path | None,
+    share: Share,
 ) -> TrainingState:
     """The state to go on from. Workers take it from the checkpoint, so that all begin with the same bits."""
     if share.leads and not (folder / CHECKPOINT).exists():
@@ -160,11 +170,12 @@ def _begin(
             state = warm_state(config, start_from, data.support, share.device)
         else:
             state = new_state(config, measure_scaling(config, data), data.support, share.device)
+        state.data_sha256 = sha256
         if share.world == 1:
             return state
         save_checkpoint(folder, config, state)
     share.wait()
-    return restore_state(folder, config, share.device)
+    return restore_state(folder, config, share.device, sha256)
 
 
 def _described(
@@ -175,7 +186,8 @@ def _described(
     reports: Sequence[StepReport],
     elapsed: float,
 ) -> Line:
-    """A line of metrics; `begun` is the step from which the present workers went on."""
+    """A line of metrics, without loss and error where all steps were skipped; `begun` is the step from which the
+    present workers went on."""
     buckets: dict[str, list[float]] = defaultdict(list)
     good = [r for r in reports if not r.skipped]
     for r in good:
@@ -183,12 +195,17 @@ def _described(
             buckets[bucket(sigma)].append(error)
     errors = [e for values in buckets.values() for e in values]
     step = reports[-1].step
+    found: Line = {}
+    if good:
+        found = {
+            "loss": sum(r.loss for r in good) / len(good),
+            "error": sum(errors) / len(errors),
+            "error_by_sigma": {k: round(sum(v) / len(v), 5) for k, v in sorted(buckets.items())},
+        }
     return {
         "step": step,
         "images": config.images(step),
-        "loss": sum(r.loss for r in good) / max(len(good), 1),
-        "error": sum(errors) / max(len(errors), 1),
-        "error_by_sigma": {k: round(sum(v) / len(v), 5) for k, v in sorted(buckets.items())},
+        **found,
         "skipped": state.skipped,
         "workers": share.world,
         "begun": begun,

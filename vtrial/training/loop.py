@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vtrial.execution import CannotGoOn
 from vtrial.training.batches import Batch, batches
 from vtrial.training.checkpoint import TrainingState
 from vtrial.training.config import TrainingConfig
@@ -17,6 +18,8 @@ from vtrial.training.data import VolumeSource
 from vtrial.training.share import Share
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+MOST_SKIPPED = 20  # steps in a row: a few come of unlucky batches
+NARROW = 2
 
 
 @dataclass(frozen=True)
@@ -52,10 +55,18 @@ def steps(
     """Train `state` in place from its step to `last` (config.steps by default), yielding after each step.
 
     Several workers, each with its `share`, all take the steps that one would take alone with the same batches.
+    CannotGoOn where `MOST_SKIPPED` steps in a row were skipped.
     """
-    share = share or Share(device=state.device)
+    share, skipped = share or Share(device=state.device), 0
     for batch in batches(config, source, state.step + 1, last or config.steps, share):
-        yield _step(config, state, batch, share)
+        report = _step(config, state, batch, share)
+        yield report
+        skipped = skipped + 1 if report.skipped else 0
+        if skipped == MOST_SKIPPED:
+            raise CannotGoOn(
+                f"step {state.step}: the last {skipped} steps were skipped, as their gradients were not finite; look "
+                'for volumes with values that are not, lower optimizer.lr, or set precision = "float32"'
+            )
 
 
 def _step(config: TrainingConfig, state: TrainingState, batch: Batch | None, share: Share) -> StepReport:
@@ -88,12 +99,22 @@ def learn(config: TrainingConfig, state: TrainingState, batch: Batch | None, sha
         noise = torch.stack([noise_of(config, state.step, i, clean[0]) for i in range(first, last)])
         noise = noise.contiguous(memory_format=torch.channels_last_3d)
         mean, errors[first:last] = state.denoiser.loss(
-            clean, sigmas[first:last], noise, part.conditions(state.stage), DTYPES[config.precision]
+            clean, sigmas[first:last], noise, part.conditions(state.stage), dtype_for(config, clean)
         )
         weighted = mean * ((last - first) / count)
         weighted.backward()  # type: ignore[no-untyped-call]
         loss += weighted.detach()
     return Gradients(loss, sigmas, errors)
+
+
+def dtype_for(config: TrainingConfig, volumes: Tensor) -> torch.dtype:
+    """What volumes (b, 2, x, y, z) are trained on in: the precision asked for, but float32 where that would be wrong.
+
+    On grids 2 wide along x, oneDNN's bfloat16 gradients of kernels are garbage (torch 2.13 on CPUs; other widths, other
+    axes and the forward pass are right).
+    """
+    narrow = volumes.device.type == "cpu" and volumes.shape[2] // config.network.divisor <= NARROW
+    return torch.float32 if narrow else DTYPES[config.precision]
 
 
 def noise_of(config: TrainingConfig, step: int, example: int, like: Tensor) -> Tensor:

@@ -1,13 +1,14 @@
 """An endless stream of fresh phantoms as a training set: nothing is stored, and no body is met for long.
 
-A pool of neighbours in an endless row of people is in memory; at every refresh it moves on by one. Which people are in
-the pool depends on the refresh alone, so training resumes exactly.
+A pool of neighbours in an endless row of people is in memory; at every refresh, by default after each step, it moves on
+by one. Which people are in the pool depends on the refresh alone, so training resumes exactly.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -29,8 +30,11 @@ PEOPLE = 50_000  # recruited once; a longer training meets them again, in other 
 class PhantomStream:
     """Phantoms of a cohort spec, rendered on `device` as they are needed; `pool` of them are kept, in float16.
 
-    Rendering takes 2-4 s on two CPU cores and is meant for a GPU. InputError for a bad spec.
+    Rendering takes 2-4 s on two CPU cores and is meant for a GPU. Threads need streams of their own. InputError for a
+    bad spec.
     """
+
+    refresh_steps: ClassVar[int] = 1
 
     spec: Path
     seed: int = 0
@@ -55,8 +59,8 @@ class PhantomStream:
         return sample_low(volume, phase), phase, volume.demographics
 
     def _phantom(self, number: int, epoch: int) -> TensorVolume:
-        for old in [n for n in self._kept if n < epoch]:
-            del self._kept[old]
+        for left in [n for n in self._kept if not epoch <= n < epoch + self.pool]:
+            del self._kept[left]
         if number not in self._kept:
             s = self._people[number % PEOPLE]
             phantom = render_phantom(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from vtrial.training.data import StoredVolumes, VolumeSource
 from vtrial.training.loop import DTYPES, noise_of
 from vtrial.training.share import Share
 from vtrial.training.snapshots import save_snapshot
+from vtrial.training.stream import PhantomStream
 
 VALIDATION, SAMPLES = "validation.jsonl", "samples"
 FIXED_STEP = 0  # training begins with step 1, so nobody is trained on the examples of this one
@@ -55,7 +57,10 @@ class Watch:
         tell: Callable[[Line], None],
     ) -> None:
         self._config, self._folder, self._share, self._tell = config, folder, share, tell
-        self._source, self._apart = source, apart
+        self._apart = apart
+        self._pictured = source if apart is None else apart
+        if isinstance(source, PhantomStream) and share.leads and config.watch.sample_steps:
+            self._pictured = replace(source)  # that one moves on, in the thread that prepares the next batch
         self._journal = Journal(folder / VALIDATION if share.leads else None, step)
 
     def look(self, state: TrainingState) -> None:
@@ -66,8 +71,7 @@ class Watch:
             self._journal.add(line)
             self._tell(line)
         if self._share.leads and _due(state.step, watch.sample_steps):
-            source = self._source if self._apart is None else self._apart
-            picture = draw(self._config, source, state)
+            picture = draw(self._config, self._pictured, state)
             write_atomic(self._folder / SAMPLES / f"{state.step:08d}.png", picture)
         if self._share.leads and _due(state.step, watch.snapshot_steps):
             save_snapshot(self._folder, state)

@@ -231,7 +231,7 @@ def _messages(table: pd.DataFrame, a: Side, b: Side, settings: AnalysisSettings)
         if both and no_percent and row["judged"] and row["sd_reference"] > 0:
             said.append("the reference mean cannot be told from zero: no interval in percent")
         if both and row["basis"] == CENSORED:
-            shares = [f"{100.0 * row[f'ceiling_{end}']:.2g} % of {s.name}" for end, s in _ends(a, b)]
+            shares = [f"{100.0 * row[f'ceiling_{end}']:.3g} % of {s.name}" for end, s in _ends(a, b)]
             said.append(f"{' and '.join(shares)} reach {settings.suv_ceiling:g}: by ranks and medians")
             if np.isnan(row["median_difference_percent"]):
                 said.append("the middle half of a cohort touches the ceiling: equivalence cannot be told")

@@ -28,8 +28,8 @@ Known = Cohort | Summary | Reference
 @dataclass(frozen=True)
 class Comparison:
     """What came out. `table` has one row a stratum, organ and metric (see `cells.compare_cells` and `verdict.judge`);
-    `spread` one row a stratum: spread over all its cells, and whether that is an alarm. `verdict` is one word for the
-    whole, `headline` one line, `notes` count what was left out and say what to keep in mind.
+    `spread` one row a stratum: spread over all its cells below the ceiling, and whether that is an alarm. `verdict` is
+    one word for the whole, `headline` one line, `notes` count what was left out and say what to keep in mind.
     """
 
     synthetic: str
@@ -104,7 +104,7 @@ def compare(
         tables.append(table)
         # Bonferroni over the strata: one alarm anywhere is an alarm for the whole.
         level = 1.0 - settings.alpha / len(strata)
-        spreads.append({"stratum": stratum.name} | _stratum_spread(*sides, settings, level))
+        spreads.append({"stratum": stratum.name} | _stratum_spread(*sides, cells, settings, level))
         tell(stratum.name, len(strata))
     for table, joint in zip(tables, family.adjusted(len(tables), 2 * len(cells))):
         table["p_location_joint"], table["p_spread_joint"] = np.split(joint, 2)
@@ -158,11 +158,19 @@ def _null_draws(
     return draws.placed(np.flatnonzero(np.tile(judged, 2)))
 
 
-def _stratum_spread(a: Side, b: Side, settings: AnalysisSettings, level: float) -> dict[str, object]:
+def _stratum_spread(
+    a: Side, b: Side, cells: Sequence[Cell], settings: AnalysisSettings, level: float
+) -> dict[str, object]:
+    """Spread over the cells that enough subjects have, but for those that reach the ceiling: it takes their spread."""
     below = settings.collapse.spread_ratio
-    enough = (a.moments.n >= settings.min_subjects) & (b.moments.n >= settings.min_subjects)
+    use = (a.moments.n >= settings.min_subjects) & (b.moments.n >= settings.min_subjects)
+    for side in (a, b):
+        if side.ceiling is not None:
+            use &= ~side.ceiling.any(axis=0)
     if a.values is not None and b.values is not None:
-        found = spread_of_values(a.values[:, enough], b.values[:, enough], level=level, alarm_below=below)
-        return asdict(found) | {"basis": "subjects"}
-    take = [Moments(m.n[enough], m.mean[enough], m.sd[enough]) for m in (a.moments, b.moments)]
-    return asdict(spread_of_moments(*take, level=level, alarm_below=below)) | {"basis": "summary"}
+        found, basis = spread_of_values(a.values[:, use], b.values[:, use], level=level, alarm_below=below), "subjects"
+    else:
+        take = [Moments(m.n[use], m.mean[use], m.sd[use]) for m in (a.moments, b.moments)]
+        found, basis = spread_of_moments(*take, level=level, alarm_below=below), "summary"
+    names = [" ".join(cells[j]) for j in np.flatnonzero(use)[list(found.identical)]]
+    return asdict(found) | {"identical": len(names), "identical_cells": names, "basis": basis}

@@ -17,17 +17,23 @@ from scipy import stats
 from vtrial.records import InputError
 from vtrial.validation.inference import Array, Moments, moments
 from vtrial.validation.spread import column_median
+from vtrial.validation.statistic import Mask
+
+RARE = 0.05  # part of a cohort that may lack a measurement by which all are held against each other
 
 
 @dataclass(frozen=True)
 class SpreadRatio:
-    """Spread over the reference's, geometric mean over `cells` cells, with interval; `identical` more lack spread."""
+    """Spread over the reference's, geometric mean over `cells` cells, with interval.
+
+    `identical` are the places of further cells, in which all twins have one value.
+    """
 
     cells: int
     spread_ratio: float
     low: float
     high: float
-    identical: int
+    identical: tuple[int, ...]
     alarm: bool
 
 
@@ -40,7 +46,7 @@ def spread_of_values(a: Array, b: Array, *, level: float, alarm_below: float) ->
     """
     ma, mb = moments(a), moments(b)
     known = (ma.n > 2) & (mb.n > 2) & (mb.sd > 0)
-    used, identical = known & (ma.sd > 0), int((known & (ma.sd == 0)).sum())
+    used, identical = known & (ma.sd > 0), known & (ma.sd == 0)
     if not used.any():
         return _spread(np.empty(0), np.nan, np.inf, identical, level, alarm_below)
     log, variance, parts = np.zeros(int(used.sum())), 0.0, []
@@ -60,18 +66,19 @@ def spread_of_values(a: Array, b: Array, *, level: float, alarm_below: float) ->
 def spread_of_moments(a: Moments, b: Moments, *, level: float, alarm_below: float) -> SpreadRatio:
     """`SpreadRatio` from n and SD alone: normal values, and cells that might all say the same (the widest interval)."""
     known = (a.n > 2) & (b.n > 2) & (b.sd > 0)
-    used, identical = known & (a.sd > 0), int((known & (a.sd == 0)).sum())
+    used, identical = known & (a.sd > 0), known & (a.sd == 0)
     se = np.sqrt(0.5 / (a.n[used] - 1) + 0.5 / (b.n[used] - 1))
     log = np.log(a.sd[used] / b.sd[used])
     return _spread(log, float(se.mean()) if used.any() else np.nan, np.inf, identical, level, alarm_below)
 
 
-def _spread(log: Array, se: float, df: float, identical: int, level: float, alarm_below: float) -> SpreadRatio:
+def _spread(log: Array, se: float, df: float, identical: Mask, level: float, alarm_below: float) -> SpreadRatio:
     centre = float(log.mean()) if len(log) else float("nan")
     half = float(stats.t.ppf(0.5 + level / 2.0, df)) * se
     ratio, low, high = (float(np.exp(v)) for v in (centre, centre - half, centre + half))
     # Certain (1 is outside the interval) and large enough to matter; a cell of identical values needs no test.
-    return SpreadRatio(len(log), ratio, low, high, identical, bool((high < 1 and ratio < alarm_below) or identical > 0))
+    alarm = bool((high < 1 and ratio < alarm_below) or identical.any())
+    return SpreadRatio(len(log), ratio, low, high, tuple(np.flatnonzero(identical).tolist()), alarm)
 
 
 @dataclass(frozen=True)
@@ -110,12 +117,16 @@ def pairwise_likeness(vectors: Array, level: float = 0.95) -> Likeness:
 def standardised(a: Array, b: Array) -> tuple[Array, Array]:
     """Measurement vectors (subjects, cells) of both, in SDs about the reference b's mean, for `pairwise_likeness`.
 
-    Cells without spread in b, or that anybody lacks, are left out. InputError where fewer than two cells remain.
+    Left out are cells that more than a `RARE` part of either lacks, subjects who lack one of the others, and cells
+    without spread in b. InputError where fewer than two cells remain.
     """
+    usual = np.isfinite(a).mean(axis=0), np.isfinite(b).mean(axis=0)
+    common = np.minimum(*usual) >= 1.0 - RARE
+    a, b = (v[np.isfinite(v).all(axis=1)] for v in (a[:, common], b[:, common]))
     m = moments(b)
-    use = (m.sd > 0) & np.isfinite(a).all(axis=0) & np.isfinite(b).all(axis=0)
+    use = m.sd > 0
     if use.sum() < 2:
-        raise InputError("likeness of subjects: fewer than two measurements that every subject has; leave out organs")
+        raise InputError("likeness of subjects: fewer than two measurements that most subjects have; leave out organs")
     return (a[:, use] - m.mean[use]) / m.sd[use], (b[:, use] - m.mean[use]) / m.sd[use]
 
 

@@ -182,19 +182,22 @@ def _from_file(path: Path, subjects: pd.DataFrame | None, suv_ceiling: float) ->
         subjects = _subjects_beside(path)
     about = _about(comments)
     cohort = cohort_of(
-        str(path), _numbers(frame), subjects, suv_ceiling=suv_ceiling, segmenter=about.get("segmenter", "")
+        str(path), _numbers(usual_names(frame)), subjects, suv_ceiling=suv_ceiling, segmenter=about.get("segmenter", "")
     )
     name = path.absolute().parent.name if path.stem == "measurements" else path.stem
     return _reference(name, replace(cohort, name=name), about)
 
 
 def _numbers(frame: pd.DataFrame) -> pd.DataFrame:
-    """Text of a CSV turned into numbers where a whole column is numeric; the rest is left to be told as wrong."""
+    """Text of a CSV turned into numbers where a whole column is numeric, but for codes, whose zeros count.
+
+    The rest is left to be told as wrong.
+    """
     out = frame.copy()
     for column in out.columns:
         if out[column].dtype == object or pd.api.types.is_string_dtype(out[column]):
             number = pd.to_numeric(out[column], errors="coerce")
-            if column not in ("subject_id", "index") and not (number.isna() & out[column].notna()).any():
+            if column not in ("subject_id", "diagnosis") and not (number.isna() & out[column].notna()).any():
                 out[column] = number
     return out
 
@@ -204,7 +207,7 @@ def _subjects_beside(path: Path) -> pd.DataFrame:
         beside = path.with_name(name)
         if beside.is_file():
             table = read_table(beside)
-            return _numbers(pd.DataFrame(list(table.rows), columns=list(table.columns)))
+            return _numbers(usual_names(pd.DataFrame(list(table.rows), columns=list(table.columns))))
     raise InputError(f"{path}: no column sex, and no subjects.parquet or subjects.csv beside it; add either")
 
 

@@ -21,6 +21,9 @@ Cell = tuple[str, str]  # organ, metric
 LIVER_RATIO = "suv_liver_ratio"  # organ SUVmean over liver SUVmean of the same subject: free of dose and timing
 METRICS = ("volume_ml", "hu_mean", "suv_mean", "suv_sd", "suv_max", "suv_peak", "suv_p95")
 BEYOND_ANY_SUV = 1000.0  # g/ml; a PET left in Bq/ml is in the thousands
+LOWEST_SUV = -50.0  # as in `vtrial.measurement.scan`: reconstructions may dip below zero, but not so far
+CENSORED_AT_SUV = 25.0  # what a flag `censored` says was reached, and where the PET of twins ends
+_LOWEST = {"hu_mean": -np.inf, "volume_ml": 0.0, "suv_sd": 0.0}  # of the others: LOWEST_SUV
 PERSON = ("sex", "age_years", "height_cm", "weight_kg", "bmi", "diagnosis", "stratum", "index")
 _NAMES = {"age": "age_years", "height": "height_cm", "weight": "weight_kg", "subject": "subject_id", "id": "subject_id"}
 MAX_PROBLEMS = 50
@@ -67,9 +70,17 @@ class Cohort:
 
 
 def usual_names(frame: pd.DataFrame) -> pd.DataFrame:
-    """The table with vtrial's column names: lower case, `age` for `age_years` and so on."""
-    lower = {c: _NAMES.get(str(c).strip().lower(), str(c).strip().lower()) for c in frame.columns}
-    return frame.rename(columns=lower)
+    """The table with vtrial's column names: lower case, `age` for `age_years` and so on.
+
+    Of columns that would get one name the one that has it stays, else the one that has it but for case, else the first.
+    """
+    lower = [str(c).strip().lower() for c in frame.columns]
+    usual = [_NAMES.get(name, name) for name in lower]
+    chosen: dict[str, int] = {}
+    for i in sorted(range(len(usual)), key=lambda i: (frame.columns[i] != usual[i], lower[i] != usual[i])):
+        chosen.setdefault(usual[i], i)
+    kept = sorted(chosen.values())
+    return frame.iloc[:, kept].set_axis([usual[i] for i in kept], axis=1)
 
 
 def cohort_of(
@@ -84,12 +95,13 @@ def cohort_of(
 
     `measurements` has one row a subject and organ: subject_id, organ, and metrics; optional `touches_border` (volumes
     of such organs are not whole and count as missing) and `censored`. `subjects` has one row a subject; without it its
-    columns are looked for in `measurements`. Subjects whose `status` is not ok, or that have no measurement yet, are
+    columns are looked for in `measurements`. Subjects whose `status` is not ok, or that have no measurement, are
     left out and counted in the notes. Columns `segmenter` and `caution` tell who drew the masks, if the argument
     does not, and why not to trust them. SUVmax at or beyond `suv_ceiling` (g/ml) is set to it and marked.
 
     InputError, with all problems at once: missing columns, a sex other than F and M, an organ measured twice in a
-    subject, values that are infinite, negative where they cannot be, or beyond any SUV.
+    subject, values that are infinite, negative where they cannot be, or beyond any SUV; a `suv_ceiling` beyond 25 where
+    all SUVmax end there.
     """
     measurements = usual_names(measurements)
     _need(name, measurements, ("subject_id", "organ"))
@@ -121,8 +133,7 @@ def cohort_of(
         notes += [f"{name}: {cut.sum()} volumes of organs cut by the field of view are left out"] if cut.any() else []
     if "suv_max" in metrics:
         k = metrics.index("suv_max")
-        reached[:, :, k] = flags["censored"] | (cube[:, :, k] >= suv_ceiling)
-        cube[:, :, k] = np.where(reached[:, :, k], suv_ceiling, cube[:, :, k])
+        cube[:, :, k], reached[:, :, k] = _at_ceiling(name, cube[:, :, k], flags["censored"], suv_ceiling)
     cells = [(o, m) for o in organs for m in metrics]
     values, ceiling = cube.reshape(len(people), -1), reached.reshape(len(people), -1)
     if "suv_mean" in metrics and LIVER_RATIO not in metrics and "liver" in organs:
@@ -132,7 +143,32 @@ def cohort_of(
         values = np.hstack([values, suv[:, others] / np.where(liver > 0, liver, np.nan)])
         ceiling = np.hstack([ceiling, np.zeros((len(people), len(others)), dtype=bool)])
         cells += [(organs[i], LIVER_RATIO) for i in others]
-    return Cohort(name, people, tuple(cells), values, ceiling, tuple(notes), segmenter or ", ".join(drawn_by))
+    drawers = segmenter or ", ".join(drawn_by)
+    return _with_numbers(Cohort(name, people, tuple(cells), values, ceiling, tuple(notes), drawers))
+
+
+def _at_ceiling(name: str, suv_max: Array, flagged: Mask, ceiling: float) -> tuple[Array, Mask]:
+    """SUVmax up to the ceiling, and where it reached that; a flag tells nothing of a ceiling above its own."""
+    reached = suv_max >= ceiling
+    if ceiling <= CENSORED_AT_SUV:
+        reached |= flagged
+    elif flagged.any() and not (suv_max > CENSORED_AT_SUV * (1.0 + 1e-4)).any():
+        raise InputError(
+            f"{name}: all SUVmax end at {CENSORED_AT_SUV:g}, so that nothing is known up to a suv_ceiling of "
+            f"{ceiling:g}; set that to {CENSORED_AT_SUV:g} or less"
+        )
+    return np.where(reached, ceiling, suv_max), reached
+
+
+def _with_numbers(cohort: Cohort) -> Cohort:
+    """The cohort without subjects in whom nothing at all could be measured, and a note of how many those are."""
+    there = np.isfinite(cohort.values).any(axis=1)
+    if there.all():
+        return cohort
+    if not there.any():
+        raise InputError(f"{cohort.name}: no subject has a single measurement; measure it again")
+    note = f"{cohort.name}: nothing could be measured in {(~there).sum()} of {len(cohort)} subjects: left out"
+    return replace(cohort.rows(np.flatnonzero(there)), notes=(*cohort.notes, note))
 
 
 def _texts(table: pd.DataFrame, column: str) -> set[str]:
@@ -221,11 +257,11 @@ def _value_problems(name: str, table: pd.DataFrame, metrics: Sequence[str]) -> l
     for metric in metrics:
         number = pd.to_numeric(table[metric], errors="coerce").astype(float)
         text = table[metric].notna() & number.isna()
-        suv = metric.startswith("suv")
+        suv, lowest = metric.startswith("suv"), _LOWEST.get(metric, LOWEST_SUV)
         checks: list[tuple[pd.Series[bool], str]] = [
             (text, "not a number; mend it, or leave the cell empty"),
             (number.abs() == np.inf, "infinite; measure this subject again or leave the cell empty"),
-            ((number < 0) & (metric != "hu_mean"), "negative; leave the cell empty if it was not measured"),
+            (number < lowest, f"below {lowest:g}; leave the cell empty if it was not measured"),
             ((number > BEYOND_ANY_SUV) & (number < np.inf) & suv, "beyond any SUV, perhaps Bq/ml; convert to g/ml"),
         ]
         for wrong, what in checks:

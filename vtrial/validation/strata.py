@@ -58,7 +58,9 @@ def levels_of(people: pd.DataFrame, variable: str, edges: Edges) -> pd.Series[st
         return None
     if variable in _SOURCE:
         return group_labels(people[column], edges.age_years if variable == "age_group" else edges.bmi)
-    return people[column].where(people[column].isna(), people[column].astype(str))
+    # A numeric code is one level, whether or not a gap in its column has made it a fraction.
+    text = people[column].astype(str).str.strip().str.replace(r"^(-?\d+)\.0$", r"\1", regex=True)
+    return text.where(people[column].notna() & (text != ""))
 
 
 def members(people: pd.DataFrame, stratum: Stratum, edges: Edges) -> Mask:

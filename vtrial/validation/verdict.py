@@ -7,6 +7,9 @@ itself, and "all are equivalent" needs every one of them (intersection-union).
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -16,6 +19,7 @@ from vtrial.validation.statistic import Array
 
 EQUIVALENT, DIFFERENT, TOO_FEW, NOT_COMPARED = "equivalent", "different", "too few to tell", "not compared"
 
+_NAMED = 3  # cells that a headline names
 _UNITS = {"volume_ml": " ml", "hu_mean": " HU"}  # of the others: SUV
 
 
@@ -108,5 +112,15 @@ def headline(table: pd.DataFrame, spread: pd.DataFrame, names: tuple[str, str]) 
             f"({row['organ']} {row['metric']}, {row['stratum']})"
         )
     for alarm in alarms.to_dict("records"):
-        line += f"; SPREAD LOST in {alarm['stratum']}: {alarm['spread_ratio']:.2f} of the reference's"
+        line += f"; SPREAD LOST in {alarm['stratum']}: {_lost(alarm)}"
     return whole, line
+
+
+def _lost(alarm: dict[Hashable, Any]) -> str:
+    """What raised an alarm: the ratio over all cells where it is certainly below 1, and cells without any spread."""
+    told = [f"{alarm['spread_ratio']:.2f} of the reference's"] if alarm["high"] < 1 else []
+    if alarm["identical"]:
+        named = ", ".join(alarm["identical_cells"][:_NAMED])
+        more = f" and {alarm['identical'] - _NAMED} more" if alarm["identical"] > _NAMED else ""
+        told.append(f"all values are identical in {named}{more}")
+    return ", ".join(told)

@@ -18,7 +18,7 @@ _DATETIME = re.compile(r"(\d{8})(\d{2,6}(?:\.\d{1,6})?)([+-]\d{4})?")
 _OFFSET = re.compile(r"([+-])(\d{2})(\d{2})")
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, slots=True)
 class Moment:
     """A time of the day in seconds, its day (ordinal) and its offset from UTC in seconds where they are known."""
 

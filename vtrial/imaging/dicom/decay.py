@@ -22,7 +22,7 @@ _CONTRADICT_S = 300.0  # 3 % of SUV
 _SHORT_LIVED_S = 4 * 3600.0  # injected on the day of the scan, or the evening before
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, slots=True)
 class PetHeader:
     """What the conversion needs of one PET image; None, "" or an empty set is what the header does not say.
 

@@ -16,6 +16,10 @@ from typing import Any
 import pydicom
 
 _PHILIPS = "Philips PET Private Group"
+_NOBODY = re.compile(  # a word of what anonymisers put in the place of names and ids
+    r"(?:anon(?:ym(?:ous|i[sz]ed)?)?|deidentified)?(?:patient|subject|person|case|study|name|id)?"
+    r"|de|identified|unknown|unnamed|none|no|noname|null|na|removed|deleted|withheld|hidden|test|x{3,}"
+)
 
 
 @contextlib.contextmanager
@@ -35,6 +39,11 @@ def discreetly() -> Iterator[None]:
 def plain(text: str) -> str:
     """Letters and digits of a text in lower case: how names are compared."""
     return re.sub(r"[\W_]+", "", text).lower()
+
+
+def names_nobody(text: str) -> bool:
+    """Whether a name or id is empty or of such words alone (ANON, Anonymous^Patient): many people may share it."""
+    return all(_NOBODY.fullmatch(word) for word in re.split(r"[\W_]+", text.lower()))
 
 
 def value_of(dataset: Any, keyword: str) -> Any:

@@ -8,17 +8,21 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 
-from vtrial.imaging.dicom.fields import plain
-from vtrial.imaging.dicom.headers import Image, Other, read_header
+from vtrial.imaging.dicom.fields import discreetly, plain
+from vtrial.imaging.dicom.headers import Image, Other, header_of
 from vtrial.records import InputError
 
 _UID = re.compile(r"\d+(?:\.\d+){4,}")
 _NOBODY = frozenset(
     {"pet", "ct", "pt", "fdg", "anon", "anonymous", "patient", "subject", "case", "study", "series", "test"}
 )
+_READERS = 8  # threads: while one waits for a network's file system, another parses
+_AT_ONCE = 1024  # files that are given to them
 _SHORTEST = 3  # letters of an ASCII word that hides every name in which it occurs; a shorter one must be the whole
 
 
@@ -40,23 +44,34 @@ def read_folder(root: Path) -> FolderContent:
     broken: list[tuple[Path, str]] = []
     others: Counter[str] = Counter()
     words: set[str] = set()
-    for path in _files(root, broken):
-        try:
-            header = read_header(path)
-        except InputError as error:
-            broken.append((path, str(error)))
-        except OSError as error:
-            broken.append((path, f"cannot be read ({error.strerror})"))
+    for path, header in _headers(_files(root, broken)):
+        if isinstance(header, str):
+            broken.append((path, header))
+        elif header is None:
+            others["files that are no DICOM"] += 1
         else:
-            if header is None:
-                others["files that are no DICOM"] += 1
-                continue
             words |= header.identity.words
             if isinstance(header, Other):
                 others[header.what] += 1
             else:
                 images.append(header)
     return FolderContent(tuple(images), dict(sorted(others.items())), tuple(broken), frozenset(words))
+
+
+def _headers(paths: Iterator[Path]) -> Iterator[tuple[Path, Image | Other | str | None]]:
+    """Each file with its header, or why it cannot be read, in their order."""
+    with discreetly(), ThreadPoolExecutor(_READERS) as readers:
+        while some := list(islice(paths, _AT_ONCE)):
+            yield from zip(some, readers.map(_header, some), strict=True)
+
+
+def _header(path: Path) -> Image | Other | str | None:
+    try:
+        return header_of(path)
+    except InputError as error:
+        return str(error)
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
 
 
 def _files(root: Path, broken: list[tuple[Path, str]]) -> Iterator[Path]:

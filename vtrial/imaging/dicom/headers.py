@@ -17,11 +17,13 @@ from typing import Any, Literal
 import numpy as np
 import pydicom
 from numpy.typing import NDArray
+from pydicom.pixels.decoders.base import get_decoder
 
 from vtrial.imaging.dicom.clock import moment_of, moment_of_datetime, offset_s, time_of_day
 from vtrial.imaging.dicom.decay import PetHeader
 from vtrial.imaging.dicom.fields import (
     discreetly,
+    names_nobody,
     number_of,
     numbers_of,
     philips_factor,
@@ -44,21 +46,25 @@ _OTHER_TRACER = re.compile(
 _UNCORRECTED = re.compile(r"(?<![a-z])(nac(?![a-z])|uncorr|no[nt]?[ _-]*(ac(?![a-z])|att))")
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, slots=True)
 class Identity:
-    """What identifies: for grouping, and for a key that the user asks for. It has no `repr`, lest it be printed."""
+    """What identifies: for grouping, and for a key that the user asks for. It has no `repr`, lest it be printed.
+
+    `patient` is the PatientID, else name and birth date; "" where these are nobody's (ANON).
+    """
 
     patient: str
     study_uid: str
     words: frozenset[str]  # lower case, letters and digits only: what no shown name may hold
 
 
-@dataclass(frozen=True, repr=False)
+@dataclass(frozen=True, repr=False, slots=True)
 class Image:
     """One CT or PET image: where it lies in the patient (mm, DICOM's LPS axes), how its values are rescaled.
 
     `columns_along` and `rows_along` are the directions of growing column and row index, `spacing_mm` the distances
-    between columns and between rows.
+    between columns and between rows. A collection has a million of these: what the images of a series have in common
+    is one object.
     """
 
     path: Path
@@ -84,6 +90,10 @@ class Image:
     pet: PetHeader | None
 
 
+class CannotRead(RuntimeError):
+    """A file that cannot be read here and now, whatever it holds: another time it may be. Its words name no file."""
+
+
 @dataclass(frozen=True, repr=False)
 class Other:
     """A DICOM file that is no CT or PET image of a stack: what it is, and whom it would name."""
@@ -94,29 +104,40 @@ class Other:
 
 def read_header(path: Path) -> Image | Other | None:
     """The header of a file; None if it is no DICOM. OSError if it cannot be opened, InputError if it is broken."""
+    with discreetly():
+        return header_of(path)
+
+
+def header_of(path: Path) -> Image | Other | None:
+    """`read_header` for a caller who is `discreetly` reading many files, in threads if it likes."""
     if not _looks_like_dicom(path):
         return None
-    with discreetly():
-        try:
-            dataset = pydicom.dcmread(path, stop_before_pixels=True, force=True)
-            return _image(path, dataset)
-        except OSError:
-            raise
-        except Exception:  # a parser fed with rubbish raises anything; its words quote the rubbish
-            raise InputError("the DICOM header is broken") from None
+    try:
+        dataset = pydicom.dcmread(path, stop_before_pixels=True, force=True)
+        return _image(path, dataset)
+    except OSError:
+        raise
+    except Exception:  # a parser fed with rubbish raises anything; its words quote the rubbish
+        raise InputError("the DICOM header is broken") from None
 
 
 def read_pixels(path: Path) -> NDArray[Any]:
-    """The stored values (rows, columns) of an image; InputError, with a remedy, if they cannot be had."""
+    """The stored values (rows, columns) of an image; InputError, with a remedy, if they are none, CannotRead where
+    the file cannot be opened or nothing that is installed decompresses it."""
     with discreetly():
-        syntax = "an unknown transfer syntax"
+        syntax, has_decoder = "an unknown transfer syntax", True
         try:
             dataset = pydicom.dcmread(path, force=True)
-            syntax = _syntax(dataset)
+            syntax, has_decoder = _syntax(dataset), _has_decoder(dataset)
             pixels = np.asarray(dataset.pixel_array)
         except OSError as error:
-            raise InputError(f"cannot be read ({error.strerror})") from None
+            raise CannotRead(f"cannot be read ({error.strerror})") from None
         except Exception:
+            if not has_decoder:
+                raise CannotRead(
+                    f"the pixels ({syntax}) need a decoder that is not installed: pip install pylibjpeg[all], or "
+                    "decompress them, for example with `gdcmconv --raw`"
+                ) from None
             raise InputError(
                 f"the pixels ({syntax}) are damaged or cannot be decompressed here; copy the file again, or decompress "
                 "it, for example with `gdcmconv --raw`"
@@ -129,6 +150,14 @@ def read_pixels(path: Path) -> NDArray[Any]:
 def _syntax(dataset: Any) -> str:
     uid = dataset.file_meta.get("TransferSyntaxUID")
     return str(uid.name) if uid is not None and uid.is_transfer_syntax and not uid.is_private else "private syntax"
+
+
+def _has_decoder(dataset: Any) -> bool:
+    """Whether pydicom finds what the pixels' syntax needs; of a syntax that it does not know nothing is missing."""
+    try:
+        return bool(get_decoder(dataset.file_meta.TransferSyntaxUID).is_available)
+    except NotImplementedError:
+        return True
 
 
 def _looks_like_dicom(path: Path) -> bool:
@@ -159,24 +188,24 @@ def _image(path: Path, dataset: Any) -> Image | Other:
         path=path,
         kind=kind,
         identity=identity,
-        series_uid=text_of(dataset, "SeriesInstanceUID"),
+        series_uid=_one(text_of(dataset, "SeriesInstanceUID")),
         image_uid=text_of(dataset, "SOPInstanceUID"),
-        frame_uid=text_of(dataset, "FrameOfReferenceUID"),
-        image_type=image_type,
+        frame_uid=_one(text_of(dataset, "FrameOfReferenceUID")),
+        image_type=_one(image_type),
         series_number=number_of(dataset, "SeriesNumber") or math.inf,
         shape=(int(number_of(dataset, "Columns") or 0), int(number_of(dataset, "Rows") or 0)),
         position=numbers_of(dataset, "ImagePositionPatient", 3),
-        columns_along=along[:3] if along else None,
-        rows_along=along[3:] if along else None,
-        spacing_mm=(spacing[1], spacing[0]) if spacing else None,
+        columns_along=_one(along[:3]) if along else None,
+        rows_along=_one(along[3:]) if along else None,
+        spacing_mm=_one((spacing[1], spacing[0])) if spacing else None,
         slope=number_of(dataset, "RescaleSlope"),
         intercept=number_of(dataset, "RescaleIntercept"),
         rescale_type=text_of(dataset, "RescaleType").upper(),
         padding=number_of(dataset, "PixelPaddingValue"),
         lossy=text_of(dataset, "LossyImageCompression") == "01",
         announced_slices=number_of(dataset, "NumberOfSlices"),
-        person=person_of(dataset),
-        pet=_pet(dataset) if kind == "PT" else None,
+        person=_one(person_of(dataset)),
+        pet=_one(_pet(dataset)) if kind == "PT" else None,
     )
 
 
@@ -193,14 +222,16 @@ def _identity(dataset: Any) -> Identity:
         text_of(dataset, key) for key in ("AccessionNumber", "StudyID", "IssuerOfPatientID", "ReferringPhysicianName")
     ]
     words = {*names, *(plain(text) for text in (*ids, text_of(dataset, "PatientName"))), *_dates(dataset)}
-    patient = ids[0] or " ".join([*names, text_of(dataset, "PatientBirthDate")])
-    return _one_identity(patient.strip(), text_of(dataset, "StudyInstanceUID"), frozenset(words - {""}))
+    named = "" if names_nobody(" ".join(names)) else " ".join([*names, text_of(dataset, "PatientBirthDate")]).strip()
+    patient = named if names_nobody(ids[0]) else ids[0]
+    identity: Identity = _one(Identity(patient, text_of(dataset, "StudyInstanceUID"), frozenset(words - {""})))
+    return identity
 
 
-@lru_cache(maxsize=256)
-def _one_identity(patient: str, study_uid: str, words: frozenset[str]) -> Identity:
-    """One object for the thousands of images of a study."""
-    return Identity(patient, study_uid, words)
+@lru_cache(maxsize=1024)
+def _one(value: Any) -> Any:
+    """The first of equal values."""
+    return value
 
 
 def _dates(dataset: Any) -> Iterator[str]:

@@ -15,7 +15,7 @@ from vtrial.records import Sex
 _AGE_YEARS = (0.0, 120.0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Person:
     """Who a header is about; None where it does not say, or says what cannot be. `doubts` tell why, in words."""
 

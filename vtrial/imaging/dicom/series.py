@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vtrial.imaging.dicom.headers import Image, Kind, read_pixels
+from vtrial.imaging.dicom.headers import CannotRead, Image, Kind, read_pixels
 from vtrial.imaging.volume import Affine, Box, Volume, box_of, upright
 from vtrial.records import InputError
 
@@ -172,7 +172,8 @@ def _rescale(image: Image, where: str) -> tuple[float, float]:
 
 
 def _values(series: Series) -> Iterator[tuple[Image, NDArray[np.float64]]]:
-    """The stored values of each place; InputError for pixels that cannot be had, or two different images at a place."""
+    """The stored values of each place; CannotRead where files cannot be read, InputError for pixels that are none, or
+    two different images at a place."""
     columns, rows, count = series.shape
     for k, place in enumerate(series.places, start=1):
         told = f"{series.where}, slice {k} of {count}"
@@ -180,8 +181,8 @@ def _values(series: Series) -> Iterator[tuple[Image, NDArray[np.float64]]]:
         for image in place:
             try:
                 pixels = read_pixels(image.path)
-            except InputError as error:
-                raise InputError(f"{told}: {error}") from None
+            except (InputError, CannotRead) as error:
+                raise type(error)(f"{told}: {error}") from None
             if pixels.shape != (rows, columns):
                 raise InputError(f"{told}: the pixels are {pixels.shape}, the header says {(rows, columns)}")
             arrays.append(pixels.astype(np.float64))

@@ -87,7 +87,8 @@ def find_studies(root: Path, *, tracer: Tracer = "fdg", least_coverage: float = 
 
 
 def read_study(study: DicomStudy) -> tuple[Volume, Volume]:
-    """The CT in HU (int16) and the PET in SUV (float32, g/ml), each on its grid; InputError where pixels are unfit."""
+    """The CT in HU (int16) and the PET in SUV (float32, g/ml), each on its grid; InputError where pixels are unfit,
+    CannotRead where files cannot be read now."""
     return read_ct(study.ct), read_suv(study)
 
 

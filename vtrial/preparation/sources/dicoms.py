@@ -21,7 +21,8 @@ class DicomPair:
     study: DicomStudy
 
     def __call__(self) -> tuple[Volume, Volume]:
-        """CT in HU (int16) and PET in SUV (float32, g/ml), each on its own grid; InputError with the reason."""
+        """CT in HU (int16) and PET in SUV (float32, g/ml), each on its own grid; InputError with the reason,
+        CannotRead where files cannot be read now."""
         return read_study(self.study)
 
 

@@ -7,13 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from vtrial.imaging.dicom.fields import names_nobody
+from vtrial.imaging.dicom.people import Person
 from vtrial.imaging.dicom.suv import Tracer
 from vtrial.imaging.discovery import FoundScan
 from vtrial.preparation.sources.content import fingerprint, twins_of
 from vtrial.preparation.sources.dicoms import dicom_candidates
 from vtrial.preparation.sources.listed import listed_candidates
 from vtrial.preparation.sources.niftis import called, nifti_candidates
-from vtrial.preparation.sources.people import NOBODY, person_of, together
+from vtrial.preparation.sources.people import NOBODY, could_be_one, person_of, together
 from vtrial.preparation.sources.study import Candidate, Collection, Kind, LeftOut, Study
 from vtrial.preparation.sources.tables import (
     Joined,
@@ -24,6 +26,7 @@ from vtrial.preparation.sources.tables import (
     read_people,
     tables_beside,
     told_columns,
+    told_header,
 )
 from vtrial.records import InputError
 
@@ -47,12 +50,15 @@ def find_studies(source: str | Path, demographics: str | Path | None = None, *, 
     prints = [fingerprint(candidate.files) if not candidate.reasons else "" for candidate in candidates]
     twins = twins_of(prints, [candidate.files for candidate in candidates])
     patients = _patients(candidates, joined, twins)
+    notes += _doubtful_people(candidates, joined, patients)
     studies, left_out = [], []
     for i, each in enumerate(candidates):
         subject_id = _id(i)
         reasons = each.reasons
         if i in twins:
             reasons = (f"a duplicate: its files are those of {_id(twins[i])}",)
+        elif not reasons and not prints[i]:  # without a fingerprint no journal could know it again
+            reasons = ("its files cannot be read now: once they can, the same command takes it",)
         if reasons or each.load is None:
             left_out.append(LeftOut(subject_id, reasons, each.origin))
         else:
@@ -70,8 +76,7 @@ def _id(i: int) -> str:
 def _recognised(place: Path, tracer: Tracer) -> tuple[Kind, list[Candidate], list[str]]:
     """The form of a collection, what it offers in an order that depends on names alone, and notes."""
     if place.is_file():
-        candidates, notes = listed_candidates(place)
-        return "table", candidates, notes
+        return "table", listed_candidates(place), []
     if not place.is_dir():
         raise InputError(f"{place}: nothing is there; name a folder of PET/CT studies, or a table of their paths")
     found = nifti_candidates(place, tracer)
@@ -113,8 +118,8 @@ def _asked(path: Path, place: Path, candidates: Sequence[Candidate]) -> Joined:
     if not told_columns(table):
         raise InputError(
             f"{table.path}: no table of demographics: it needs a column that says whom a row is about (File Location, "
-            "study, case, StudyInstanceUID, PatientID, subject_id) and any of sex, age, height, weight; it has the "
-            f"columns {', '.join(table.columns)}"
+            "study, case, StudyInstanceUID, PatientID, subject_id) and any of sex, age, height, weight; "
+            f"{told_header(table)}"
         )
     joined = join(table, candidates)
     if not joined.rows:
@@ -146,6 +151,7 @@ def _patients(candidates: Sequence[Candidate], joined: Sequence[Joined], twins: 
     """A name for each candidate's person: one for all that anything says to be of one person.
 
     Folders, headers and tables may each call people in their own way, and a study may lie there twice under two names.
+    What anonymisers call everybody (ANON) unites nobody.
     """
     parent: dict[str, str] = {}
 
@@ -158,10 +164,34 @@ def _patients(candidates: Sequence[Candidate], joined: Sequence[Joined], twins: 
         first, second = sorted((root(a), root(b)))
         parent[second] = first
 
-    own = [folded(c.origin.patient) or f"\0{i}" for i, c in enumerate(candidates)]
+    own = [f"\0{i}" if names_nobody(c.origin.patient) else folded(c.origin.patient) for i, c in enumerate(candidates)]
     for each in joined:
         for i, name in each.patients.items():
-            unite(own[i], folded(name))
+            if not names_nobody(name):
+                unite(own[i], folded(name))
     for i, j in twins.items():
         unite(own[i], own[j])
     return [hashlib.sha256(root(label).encode("utf-8", "surrogateescape")).hexdigest()[:16] for label in own]
+
+
+def _doubtful_people(candidates: Sequence[Candidate], joined: Sequence[Joined], patients: Sequence[str]) -> list[str]:
+    """Notes on whose the studies are: where nothing tells, and where one name seems to be several people's."""
+    named = {i for each in joined for i, name in each.patients.items() if not names_nobody(name)}
+    usable = [i for i, candidate in enumerate(candidates) if not candidate.reasons]
+    nameless = sum(names_nobody(candidates[i].origin.patient) and i not in named for i in usable)
+    notes = []
+    if nameless and len(usable) > 1:
+        notes.append(
+            f"{nameless} studies do not tell whose they are (no PatientID, or one such as ANON): each was taken to be "
+            "of another person; a column PatientID in a table of demographics tells"
+        )
+    people: dict[str, list[Person]] = {}
+    for i in usable:
+        people.setdefault(patients[i], []).append(candidates[i].person or NOBODY)
+    several = [len(same) for same in people.values() if not could_be_one(same)]
+    if several:
+        notes.append(
+            f"{sum(several)} studies are of {len(several)} people by their names, but of several sexes or heights: "
+            "does a PatientID stand for many? They stay in one split; column person of subjects.csv shows them"
+        )
+    return notes

@@ -19,22 +19,20 @@ from vtrial.preparation.sources.tables import (
     cell_of,
     facts_of,
     read_people,
+    told_header,
 )
 from vtrial.records import InputError
 
 
-def listed_candidates(path: Path) -> tuple[list[Candidate], list[str]]:
-    """The studies of a table in its order, and notes about it; InputError where it has no columns of paths.
+def listed_candidates(path: Path) -> list[Candidate]:
+    """The studies of a table in its order; InputError where it has no columns of paths.
 
-    Paths are relative to the table's folder, or absolute. Rows with one PatientID (or subject_id) are of one person;
-    without such a column every row is taken to be another person's, which a note tells.
+    Paths are relative to the table's folder, or absolute. Rows with one PatientID (or subject_id) are of one person.
     """
     table = read_people(path)
     _check_columns(table)
-    alone = {plain(column) for column in table.columns}.isdisjoint(PATIENT_COLUMNS)
-    notes = ["the table has no column PatientID: each row was taken to be of another person"] if alone else []
     people = usual_people(table).rows
-    return [_candidate(raw, row, path.parent) for raw, row in zip(table.rows, people, strict=True)], notes
+    return [_candidate(raw, row, path.parent) for raw, row in zip(table.rows, people, strict=True)]
 
 
 def _check_columns(table: Table) -> None:
@@ -45,7 +43,7 @@ def _check_columns(table: Table) -> None:
         if names.isdisjoint(known)
     ]
     if problems:
-        raise InputError([*problems, f"{table.path}: it has the columns {', '.join(table.columns)}"])
+        raise InputError([*problems, f"{table.path}: {told_header(table)}"])
 
 
 def _candidate(raw: Row, row: Row, folder: Path) -> Candidate:

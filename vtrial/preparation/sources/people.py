@@ -22,6 +22,8 @@ _LIMITS = {
     "weight_kg": (*WEIGHT_KG, "kg"),
 }
 _APART = {"age_years": 2.0, "height_cm": 10.0, "weight_kg": 10.0}  # between two sources: more is told
+_GROWN = 18.0  # years
+_SHRINKS_CM = 15.0  # between two scans of an adult: some age and slips, and heights that were asked for
 _WORDS = {  # by which a doubt of a table or a header shows what it is about
     "sex": ("sex", "PatientSex"),
     "age_years": ("age_years", "PatientAge", "PatientBirthDate"),
@@ -112,3 +114,11 @@ def _is_settled(doubt: str, other: Person) -> bool:
     """Whether the other source knows all that a doubt is about."""
     about = [column for column, words in _WORDS.items() if any(word in doubt for word in words)]
     return bool(about) and all(getattr(other, column) is not None for column in about)
+
+
+def could_be_one(persons: Sequence[Person]) -> bool:
+    """Whether studies can all be of one person: of one sex, and as tall in all that are of an adult."""
+    grown = [p for p in persons if p.age_years is None or p.age_years >= _GROWN]
+    heights = [person.height_cm for person in grown if person.height_cm is not None]
+    sexes = {person.sex for person in persons} - {None}
+    return len(sexes) < 2 and max(heights, default=0.0) - min(heights, default=0.0) <= _SHRINKS_CM

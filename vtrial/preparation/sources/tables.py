@@ -31,6 +31,10 @@ STUDY_COLUMNS = (
     *("study", "studyid", "studyfolder", "folder", "studyuid", "studyinstanceuid"),
     *("case", "caseid", "casename", "scan", "scanid", "subjectid"),
 )
+_KNOWN_COLUMNS = {  # that may be told of a table
+    *(*STUDY_COLUMNS, *PATIENT_COLUMNS, "diagnosis", "sex", "gender", "patientsex", "age", "ageyears", "patientage"),
+    *("height", "heightcm", "heightm", "patientsize", "weight", "weightkg", "patientweight"),
+}
 _ENDING = re.compile(r"(?:_\d{4})?(?:\.nii(?:\.gz)?|\.dcm)$", re.IGNORECASE)
 
 _TRACER_COLUMNS = ("tracer", "radiopharmaceutical")
@@ -63,7 +67,8 @@ def read_people(path: Path) -> Table:
     """A table as its file has it; InputError if it cannot be read.
 
     More is forgiven in a CSV than in a cohort spec, as FDG-PET-CT-Lesions' own has columns without a name: comma,
-    semicolon or tab separates, Latin-1 is read where it is no UTF-8, and short rows end in empty cells.
+    semicolon or tab separates, Windows' Western letters are read where it is no UTF-8, and short rows end in empty
+    cells.
     """
     try:
         data = path.read_bytes()
@@ -76,8 +81,8 @@ def read_people(path: Path) -> Table:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError:
-        text = data.decode("latin-1")
-    lines = [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+        text = data.decode("cp1252", "replace")
+    lines = [line for line in re.split(r"\r\n?|\n", text) if line.strip() and not line.startswith("#")]
     separator = max(",;\t", key=(lines or [""])[0].count)
     try:
         records = [[cell.strip() for cell in record] for record in csv.reader(lines, delimiter=separator)]
@@ -120,6 +125,12 @@ def told_columns(table: Table) -> list[str]:
     keys = {plain(column) for column in table.columns} & {*STUDY_COLUMNS, *PATIENT_COLUMNS}
     people = usual_people(table)
     return [c for c in PERSON_COLUMNS if keys and any(row.get(c) is not None for row in people.rows)]
+
+
+def told_header(table: Table) -> str:
+    """The header in words that name nobody, as the first line of a table without one is somebody's."""
+    known = [column for column in table.columns if plain(column) in _KNOWN_COLUMNS]
+    return f"its first line has {len(table.columns)} columns, of which are known: {', '.join(known) or 'none'}"
 
 
 def tables_beside(root: Path) -> list[Table]:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from vtrial.imaging.dicom.headers import CannotRead
 from vtrial.imaging.dicom.series import AIR_HU
 from vtrial.imaging.files import nifti_from_bytes, spacing_of
 from vtrial.imaging.volume import Affine, Volume, upright
@@ -25,7 +26,8 @@ class NiftiPair:
     suv: Path
 
     def __call__(self) -> tuple[Volume, Volume]:
-        """CT in HU (int16) and PET in SUV (float32, g/ml), each upright on its own grid; InputError with the reason."""
+        """CT in HU (int16) and PET in SUV (float32, g/ml), each upright on its own grid; InputError with the
+        reason, CannotRead where a file cannot be read now."""
         ct, suv = _read(self.ct, "CT"), _read(self.suv, "PET")
         hu = np.clip(np.rint(ct.voxels), AIR_HU, 32767).astype(np.int16)
         return Volume(hu, ct.affine), Volume(suv.voxels.astype(np.float32, copy=False), suv.affine)
@@ -36,7 +38,7 @@ def _read(path: Path, what: str) -> Volume:
     try:
         voxels, affine = nifti_from_bytes(path.read_bytes(), what)
     except OSError as error:
-        raise InputError(f"the {what} cannot be read ({error.strerror})") from None
+        raise CannotRead(f"the {what} cannot be read ({error.strerror})") from None
     except InputError:
         raise InputError(f"the {what} is truncated or no NIfTI file: copy it again") from None
     while voxels.ndim > 3 and voxels.shape[-1] == 1:

@@ -16,6 +16,7 @@ Positive = Annotated[int, Field(ge=1)]
 NotNegative = Annotated[float, Field(ge=0.0)]
 Part = Annotated[float, Field(ge=0.0, lt=1.0)]
 Triple = tuple[int, int, int]
+NARROW = 2  # along the first axis: see vtrial.training.loop.dtype_for
 Stride = Annotated[int, Field(ge=1, le=2)]
 
 
@@ -110,6 +111,12 @@ class SegmenterConfig(_Strict):
                 labels_of(name)
             except KeyError:
                 raise ValueError(f"heads: {name} is no organ and no sum of organs") from None
+        narrow = self.training_patch[0] // self.network.divisor[0] <= NARROW
+        if narrow and self.precision == "bfloat16":
+            raise ValueError(
+                "training_patch: its coarsest grid is 2 long or less along z, where gradients in bfloat16 are wrong; "
+                'give longer patches, or precision = "float32"'
+            )
         for what, sizes in (("patch_size", self.patch_size), ("training_patch", self.training_patch)):
             if any(size % by for size, by in zip(sizes, self.network.divisor, strict=True)):
                 raise ValueError(f"{what}: sizes must be multiples of {self.network.divisor} for this network")

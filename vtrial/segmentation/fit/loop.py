@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vtrial.course import Metrics, follow
+from vtrial.course import Metrics, follow, save_whole
+from vtrial.execution import CannotGoOn
 from vtrial.memory import keep_freed_memory
 from vtrial.optimizer import Optimizer, is_matrix
 from vtrial.records import InputError
@@ -23,10 +24,10 @@ from vtrial.segmentation.fit.batches import Batch, batches
 from vtrial.segmentation.fit.config import SegmenterConfig, read_segmenter_config
 from vtrial.segmentation.fit.data import StoredPhantoms
 from vtrial.segmentation.fit.network import build
-from vtrial.storage import whole_file
 
 CHECKPOINT, METRICS = "checkpoint.pt", "metrics.jsonl"
 FREE_FIELDS = {"steps", "checkpoint_steps", "metric_steps"}  # may change between a training and its continuation
+MOST_SKIPPED = 20  # steps in a row: a few come of unlucky batches
 _ABSENT = 10.0  # voxels: how much of a region must be in a batch for its Dice to count
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -51,6 +52,7 @@ class FitReport:
     step: int
     loss: float
     dice: tuple[float, ...]
+    skipped: bool
 
 
 def new_state(config: SegmenterConfig, source: str) -> FitState:
@@ -84,9 +86,20 @@ def region_loss(logits: Tensor, regions: Tensor, entropy_weight: float) -> tuple
 def steps(
     config: SegmenterConfig, data: StoredPhantoms, state: FitState, last: int | None = None
 ) -> Iterator[FitReport]:
-    """Train `state` in place from its step to `last` (config.steps by default), yielding after each step."""
+    """Train `state` in place from its step to `last` (config.steps by default), yielding after each step.
+
+    CannotGoOn where `MOST_SKIPPED` steps in a row were skipped.
+    """
+    skipped = 0
     for batch in batches(config, data, state.step + 1, last or config.steps):
-        yield _step(config, state, batch)
+        report = _step(config, state, batch)
+        yield report
+        skipped = skipped + 1 if report.skipped else 0
+        if skipped == MOST_SKIPPED:
+            raise CannotGoOn(
+                f"step {state.step}: the last {skipped} steps were skipped, as their gradients were not finite; lower "
+                'optimizer.lr and matrix_lr, or set precision = "float32"'
+            )
 
 
 def _step(config: SegmenterConfig, state: FitState, batch: Batch) -> FitReport:
@@ -101,12 +114,13 @@ def _step(config: SegmenterConfig, state: FitState, batch: Batch) -> FitReport:
     loss, dice = region_loss(logits.float(), batch.regions, config.entropy_weight)
     loss.backward()  # type: ignore[no-untyped-call]
     gradients = [p.grad.norm() for p in state.network.parameters() if p.grad is not None]
-    if bool(torch.isfinite(torch.stack([loss.detach(), *gradients])).all()):
+    finite = bool(torch.isfinite(torch.stack([loss.detach(), *gradients])).all())
+    if finite:
         state.optimizer.step()
         state.average.update(state.network, state.step - state.skipped)
     else:
         state.skipped += 1
-    return FitReport(state.step, float(loss.detach()), tuple(dice.tolist()))
+    return FitReport(state.step, float(loss.detach()), tuple(dice.tolist()), skipped=not finite)
 
 
 def train_segmenter(
@@ -145,13 +159,18 @@ def train_segmenter(
 def _described(
     config: SegmenterConfig, state: FitState, reports: Sequence[FitReport], elapsed: float
 ) -> dict[str, object]:
-    """A line of metrics."""
-    dice = torch.tensor([r.dice for r in reports]).nanmean(0).tolist()
-    step = reports[-1].step
+    """A line of metrics, without loss and Dice where all steps were skipped."""
+    step, good = reports[-1].step, [r for r in reports if not r.skipped]
+    found: dict[str, object] = {}
+    if good:
+        dice = torch.tensor([r.dice for r in good]).nanmean(0).tolist()
+        found = {
+            "loss": round(sum(r.loss for r in good) / len(good), 5),
+            "dice": {name: round(value, 4) for name, value in zip(config.heads, dice) if not math.isnan(value)},
+        }
     return {
         "step": step,
-        "loss": round(sum(r.loss for r in reports) / len(reports), 5),
-        "dice": {name: round(value, 4) for name, value in zip(config.heads, dice) if not math.isnan(value)},
+        **found,
         "skipped": state.skipped,
         "seconds": round(state.seconds, 1),
         "eta_seconds": round((config.steps - step) * elapsed / len(reports)),
@@ -159,7 +178,7 @@ def _described(
 
 
 def save_checkpoint(folder: Path, config: SegmenterConfig, state: FitState) -> Path:
-    """Write the state; the previous checkpoint stays until the new one is on the disk."""
+    """Write the state; the previous checkpoint stays until the new one is on the disk. OSError if it cannot be."""
     content = {
         "config": config.model_dump_json(),
         "source": state.source,
@@ -170,8 +189,7 @@ def save_checkpoint(folder: Path, config: SegmenterConfig, state: FitState) -> P
         "skipped": state.skipped,
         "seconds": state.seconds,
     }
-    with whole_file(folder / CHECKPOINT) as stream:
-        torch.save(content, stream)
+    save_whole(folder / CHECKPOINT, content)
     return folder / CHECKPOINT
 
 
