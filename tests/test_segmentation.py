@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import functools
 import gc
+import importlib
 import json
 import multiprocessing.process
 import os
@@ -224,6 +225,11 @@ def test_resident_masks_are_those_of_the_stock_path_and_nothing_calls_home(
             return _stock(self, *a, **k)
 
         monkeypatch.setattr(runner.nnUNetPredictor, name, functools.wraps(stock)(spy))
+    tiling = importlib.import_module("nnunetv2.inference.predict_from_raw_data")
+    windows, compute = [], tiling.compute_gaussian
+    spied = functools.wraps(compute)(lambda *a, **k: (windows.append(a), compute(*a, **k))[1])
+    spied.cache_clear = compute.cache_clear
+    monkeypatch.setattr(tiling, "compute_gaussian", spied)
     started = []
     start = multiprocessing.process.BaseProcess.start
     monkeypatch.setattr(
@@ -232,6 +238,7 @@ def test_resident_masks_are_those_of_the_stock_path_and_nothing_calls_home(
     cts = [ct_bytes(0), ct_bytes(1)]
     masks = [segment(ct) for ct in [*cts, cts[0]]]
     assert threads == [1, 1, 1] and loads == [1] and started == []
+    assert len(windows) == 1 and tiling.compute_gaussian is spied  # kept, and put back
     assert no_network == [] and not any(name.startswith("TOTALSEG") for name in os.environ)
     assert [path.name for path in segment._home.folder.iterdir()] == ["config.json"]  # no volume is left
     threads.clear()

@@ -6,6 +6,9 @@ import ctypes
 import os
 import sys
 
+# For the environment of a process that computes in other threads than its first, as Ray's workers do: large blocks are
+# only kept in glibc's main arena, and threads have others by default.
+ONE_ARENA = {"MALLOC_ARENA_MAX": "1"}
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vtrial.execution import CannotGoOn, cpu_count, end_on_sigterm
+from vtrial.memory import ONE_ARENA
 from vtrial.records import InputError
 
 # Before ray is imported. No usage reports; no second environment in the workers under `uv run` (it copies the folder
@@ -36,11 +37,15 @@ def connect(address: str | None, cores_wanted: int, say: Callable[[str], None]) 
     if hasattr(ray._private.worker, "print_to_stdstream"):
         ray._private.worker.print_to_stdstream = lambda *unused, **unused_too: None
     address = address or os.environ.get("RAY_ADDRESS")
-    quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    options: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        "runtime_env": {"env_vars": ONE_ARENA},
+    }
     if address:
         say(f"Joining the Ray cluster at {address}")
         try:
-            ray.init(address=address, **quiet)
+            ray.init(address=address, **options)
         except (ConnectionError, RayError, RuntimeError, ValueError) as error:
             raise InputError(f"--address {address}: no Ray cluster answers there ({error})") from None
         end_on_sigterm()  # Ray's own handler prints a trace of C++ and aborts
@@ -48,7 +53,7 @@ def connect(address: str | None, cores_wanted: int, say: Callable[[str], None]) 
     say(f"Starting Ray on this machine with {cpu_count()} CPU cores (a few seconds)")
     cores = max(cpu_count(), cores_wanted)
     try:
-        ray.init(num_cpus=cores, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **quiet)
+        ray.init(num_cpus=cores, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **options)
     except Exception as error:  # of any kind: a node that is too slow to start raises no subclass
         ray.shutdown()
         raise CannotGoOn(f"Ray does not start here ({error}); see `vtrial doctor`, or give --executor local") from None

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from vtrial.execution import CannotGoOn, Resources
+from vtrial.memory import keep_freed_memory
 from vtrial.records import InputError
 from vtrial.segmentation.card import Mode
 from vtrial.segmentation.home import Home, end_session, make_home, new_session
@@ -93,6 +94,8 @@ class TotalSegmentator:
         import torch
 
         torch.set_num_threads(self._threads)
+        if self._device == "cpu":
+            keep_freed_memory()  # halves the time of a case
         _check_weights(self._home.weights, self._mode)
         with (
             self._home.entered() as folder,

@@ -64,6 +64,7 @@ class ResidentPredictor:
         self._runner = runner
         self._stock = runner.nnUNetv2_predict
         self._loaded: dict[tuple[str, ...], Any] = {}
+        self._windows: dict[str, Any] = {}
 
     def __call__(self, *args: Any, **kwargs: Any) -> None:
         """Predict the files of a folder into another, as the stock function with these arguments."""
@@ -76,7 +77,8 @@ class ResidentPredictor:
             return
         predictor = self._predictor(asked)
         cases = _cases(Path(asked["dir_in"]), predictor.dataset_json["file_ending"])
-        predictor.predict_from_files_sequential(cases, str(asked["dir_out"]), save_probabilities=False)
+        with _windows_kept(self._windows):
+            predictor.predict_from_files_sequential(cases, str(asked["dir_out"]), save_probabilities=False)
 
     def _predictor(self, asked: dict[str, Any]) -> Any:
         import torch
@@ -100,6 +102,31 @@ class ResidentPredictor:
             predictor.initialize_from_trained_model_folder(folder, use_folds=folds, checkpoint_name=_CHECKPOINT)
             self._loaded[key] = predictor
         return self._loaded[key]
+
+
+@contextmanager
+def _windows_kept(kept: dict[str, Any]) -> Iterator[None]:
+    """Keeps the weights of voxels within a window from case to case; nnU-Net computes them for each, in up to 1 s."""
+    try:
+        import nnunetv2.inference.predict_from_raw_data as module
+
+        compute = module.compute_gaussian
+    except (ImportError, AttributeError):  # another version: then as it does
+        yield
+        return
+
+    def compute_once(*args: Any, **kwargs: Any) -> Any:
+        key = repr((args, sorted(kwargs.items())))
+        if key not in kept:
+            kept[key] = compute(*args, **kwargs)
+        return kept[key]
+
+    compute_once.cache_clear = lambda: None  # type: ignore[attr-defined]
+    module.compute_gaussian = compute_once
+    try:
+        yield
+    finally:
+        module.compute_gaussian = compute
 
 
 def _cases(folder: Path, ending: str) -> list[list[str]]:
