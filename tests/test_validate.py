@@ -226,14 +226,14 @@ def test_phantoms_are_measured_with_their_exact_masks_unless_beside_twins(
     assert code == 0 and "nothing was left" in out
 
 
+def read_only(self: LocalFolder, *unused: object) -> None:
+    raise OSError(errno.EROFS, "Read-only file system")
+
+
 def test_finished_work_on_a_read_only_disk_is_told(run: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     assert vtrial_command(capfd, "validate", *QUICK)[0] == 0
-
-    def refuse(self: LocalFolder, *unused: object) -> None:
-        raise OSError(errno.EROFS, "Read-only file system")
-
     for action in ("lock", "write", "append"):
-        monkeypatch.setattr(LocalFolder, action, refuse)
+        monkeypatch.setattr(LocalFolder, action, read_only)
     code, out, err = vtrial_command(capfd, "validate", *QUICK)
     assert code == 0 and "nothing was left" in out, err
     code, _, err = vtrial_command(capfd, "validate", "--by", "all", *QUICK)
@@ -270,7 +270,7 @@ def test_masks_that_a_user_put_there_are_measured(run: Path, capfd: Capture) -> 
 # real scans
 
 
-def test_a_folder_of_real_scans_is_the_reference(run: Path, capfd: Capture) -> None:
+def test_a_folder_of_real_scans_is_the_reference(run: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     real = lesions_folder(Path("data/autopet"), 12)
     before = stamps(real)
     code, out, err = vtrial_command(capfd, "validate", str(run), "--real", str(real), *QUICK)
@@ -291,6 +291,10 @@ def test_a_folder_of_real_scans_is_the_reference(run: Path, capfd: Capture) -> N
     assert "nothing was left" in vtrial_command(capfd, "validate", str(run), "--real", str(real), *QUICK)[1]
     assert stamps(Path()) == before
     assert "nothing was left" in vtrial_command(capfd, "validate", str(run), "--real", str(work), *QUICK)[1]
+    for action in ("create", "lock", "write", "append"):
+        monkeypatch.setattr(LocalFolder, action, read_only)
+    code, out, err = vtrial_command(capfd, "validate", str(run), "--real", str(real), *QUICK)
+    assert code == 0 and "nothing was left" in out, err
 
 
 def test_a_segmenter_for_phantoms_needs_force_on_real_scans_and_is_flagged(run: Path, capfd: Capture) -> None:
@@ -323,7 +327,7 @@ def test_work_on_real_scans_goes_where_it_is_asked_to(run: Path, capfd: Capture)
     one, other = lesions_folder(Path("a/scans"), 2), lesions_folder(Path("b/scans"), 2)
     assert vtrial_command(capfd, "segment", str(one), *LOCAL)[0] == 0
     code, _, err = vtrial_command(capfd, "segment", str(other), *LOCAL)
-    assert code == 2 and "runs/real-scans: holds the work on" in err and "--out" in err
+    assert code == 2 and "runs/real-scans: holds the work on" in err and "--out FOLDER, then --real FOLDER" in err
     code, out, err = vtrial_command(capfd, "segment", str(other), "--out", "b/work", *LOCAL)
     assert code == 0 and "b/work/segmentations" in out, err
     code, out, err = vtrial_command(capfd, "measure", str(other), "--out", "b/work", *LOCAL)

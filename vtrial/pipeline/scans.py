@@ -107,7 +107,7 @@ class Scans:
         A folder that cannot be written is given without a lock: finished work is left as it is, and other fails.
         """
         with ExitStack() as stack:
-            if self.real:
+            if self.real and self.folder.size(SOURCE) is None:
                 self.folder.create()
             try:
                 stack.enter_context(self.folder.lock())
@@ -157,10 +157,10 @@ def _of_real(source: Folder, work: Folder) -> Scans:
     found = tuple(find_scans(source)) if of_training is None else of_training.found
     known = _source(work) if work.size(SOURCE) is not None else source.location
     if known != source.location:
-        raise InputError(f"{work.location}: holds the work on {known}, not on {source.location}; choose another --out")
+        raise InputError(f"{work.location}: holds the work on {known}, not on {source.location}; {_elsewhere(source)}")
     foreign = [n for n in (f"{SUBJECTS}.parquet", "measurements.parquet") if work.size(n) is not None]
     if foreign and work.size(SOURCE) is None:
-        raise InputError(f"{work.location}: has a {foreign[0]} that is not of this work; choose another --out")
+        raise InputError(f"{work.location}: has a {foreign[0]} that is not of this work; {_elsewhere(source)}")
     name = printable(folder_name(source.location))
     return Scans(
         name=name if of_training is None else f"{name} ({SPLIT})",
@@ -183,7 +183,11 @@ def _source(work: Folder) -> str:
     try:
         return str(json.loads(work.read(SOURCE))["source"])
     except (ValueError, KeyError, TypeError):
-        raise InputError(f"{place(work.location, SOURCE)}: cannot be read; choose another --out") from None
+        raise InputError(f"{place(work.location, SOURCE)}: cannot be read; work in another folder") from None
+
+
+def _elsewhere(source: Folder) -> str:
+    return f"give another folder: vtrial segment {source.location} --out FOLDER, then --real FOLDER"
 
 
 def _people(found: tuple[FoundScan, ...], source: Folder) -> pd.DataFrame:
