@@ -30,3 +30,20 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"real data not found at {folder}; set VTRIAL_SHARED_DATA to their folder")
     return folder
+
+
+@pytest.fixture(scope="module")
+def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small collection of PET/CT to prepare, the same for all tests of a module: not to be changed."""
+    from tests.patients import write_collection
+
+    return write_collection(tmp_path_factory.mktemp("module"))
+
+
+@pytest.fixture
+def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`prepare` in this process makes volumes of a thirty-second of the voxels."""
+    from tests.preparer import IN_PLANE_MM, SHAPE
+
+    monkeypatch.setattr("vtrial.preparation.volume.SHAPE", SHAPE)
+    monkeypatch.setattr("vtrial.preparation.volume.IN_PLANE_MM", IN_PLANE_MM)

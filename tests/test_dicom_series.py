@@ -24,10 +24,10 @@ from pydicom.uid import (
 
 from tests.dicoms import Grid, ramp, setting, write_series
 from vtrial.imaging.dicom.folder import read_folder
-from vtrial.imaging.dicom.headers import CannotRead, Image, header_of
+from vtrial.imaging.dicom.headers import Image, header_of
 from vtrial.imaging.dicom.series import Series, read_ct, read_pet, series_of, stacks
 from vtrial.imaging.volume import Volume
-from vtrial.records import InputError
+from vtrial.records import CannotRead, InputError
 
 AXIAL = Grid()
 ORIENTATIONS = {

@@ -24,11 +24,9 @@ from tests.patients import (
     ball,
     points_of,
     scan,
-    write_collection,
     write_study,
 )
 from tests.petcts import FDG
-from tests.preparer import IN_PLANE_MM, SHAPE
 from vtrial import pipeline
 from vtrial.execution import LocalExecutor, Progress, Resources
 from vtrial.geometry import EXTENT_SLICES_PER_M
@@ -74,17 +72,6 @@ class LoadBones:
 def bones(monkeypatch: pytest.MonkeyPatch) -> None:
     plan = SegmenterPlan("bones", "0" * 64, LoadBones(), phantoms_only=False)
     monkeypatch.setattr("vtrial.pipeline.preparing.segmenter_plan", lambda *unused, **unused_too: plan)
-
-
-@pytest.fixture
-def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vtrial.preparation.volume.SHAPE", SHAPE)
-    monkeypatch.setattr("vtrial.preparation.volume.IN_PLANE_MM", IN_PLANE_MM)
-
-
-@pytest.fixture(scope="module")
-def collection(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_collection(tmp_path_factory.mktemp("module"))
 
 
 @pytest.fixture

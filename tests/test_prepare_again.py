@@ -10,26 +10,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from tests.patients import write_collection
-from tests.preparer import IN_PLANE_MM, SHAPE
 from vtrial import pipeline
 from vtrial.execution import CannotGoOn, LocalExecutor, Resources
 from vtrial.records import InputError
 from vtrial.segmentation import SegmenterPlan
 from vtrial.training.data import read_extent
 
+pytestmark = pytest.mark.usefixtures("coarse")
 NAMES = ["s0001", "s0002", "s0003"]
-
-
-@pytest.fixture(autouse=True)
-def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vtrial.preparation.volume.SHAPE", SHAPE)
-    monkeypatch.setattr("vtrial.preparation.volume.IN_PLANE_MM", IN_PLANE_MM)
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_collection(tmp_path_factory.mktemp("module"))
 
 
 def prepare(source: Path, out: Path, segmenter: str = "none", key: Path | None = None) -> pipeline.PrepareSummary:
@@ -49,24 +37,24 @@ def disk_without(patch: pytest.MonkeyPatch, part: str) -> None:
     patch.setattr(Path, "read_bytes", read_bytes)
 
 
-def test_a_short_read_error_leaves_nobody_out_for_ever(source: Path, tmp_path: Path) -> None:
-    out, place = tmp_path / "data", sorted(source.glob("PETCT_*"))[1].name
+def test_a_short_read_error_leaves_nobody_out_for_ever(collection: Path, tmp_path: Path) -> None:
+    out, place = tmp_path / "data", sorted(collection.glob("PETCT_*"))[1].name
     with pytest.MonkeyPatch.context() as patch:
         disk_without(patch, place)
-        summary = prepare(source, out)
+        summary = prepare(collection, out)
     assert (summary.done, summary.left_out, list(summary.failures)) == (2, {}, ["s0002"])
     assert "the CT cannot be read (Input/output error)" in summary.failures["s0002"]
     assert place not in (out / "journal.jsonl").read_text()
-    again = prepare(source, out)
+    again = prepare(collection, out)
     assert (again.done, again.new, again.failures) == (3, 1, {})
 
 
-def test_a_disk_that_is_gone_is_told_and_gone_on_from(source: Path, tmp_path: Path) -> None:
+def test_a_disk_that_is_gone_is_told_and_gone_on_from(collection: Path, tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         disk_without(patch, "PETCT_")
         with pytest.raises(CannotGoOn, match=r"3 of 3 studies could not.*Input/output error.*\n.*the same command"):
-            prepare(source, tmp_path / "data")
-    assert prepare(source, tmp_path / "data").done == 3
+            prepare(collection, tmp_path / "data")
+    assert prepare(collection, tmp_path / "data").done == 3
 
 
 class LoadGone:
@@ -83,44 +71,44 @@ class LoadGone:
 
 
 def test_a_segmenter_that_vanishes_ends_the_run_and_blames_no_study(
-    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    collection: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     plan = SegmenterPlan("gone", "0" * 64, LoadGone(), phantoms_only=False)
     monkeypatch.setattr("vtrial.pipeline.preparing.segmenter_plan", lambda *unused, **unused_too: plan)
     with pytest.raises(CannotGoOn, match=r"weights are gone(.|\n)*the same command again to go on"):
-        prepare(source, tmp_path / "data", "gone")
+        prepare(collection, tmp_path / "data", "gone")
     assert not (tmp_path / "data" / "journal.jsonl").exists()
 
 
-def test_studies_without_a_fingerprint_keep_apart(source: Path, tmp_path: Path) -> None:
+def test_studies_without_a_fingerprint_keep_apart(collection: Path, tmp_path: Path) -> None:
     """Files that cannot be opened have none: each such study is left out under its own id, until they can."""
     out, key = tmp_path / "data", tmp_path / "key.csv"
     for _ in range(2):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("vtrial.preparation.sources.find.fingerprint", lambda files: "")
             with pytest.raises(InputError, match="none of 3 studies"):
-                prepare(source, out, key=key)
+                prepare(collection, out, key=key)
         left = pd.read_csv(out / "left_out.csv")
         assert left["subject_id"].tolist() == pd.read_csv(key)["subject_id"].tolist() == NAMES
         assert left["reasons"].str.contains("cannot be read now").all()
-    assert prepare(source, out).done == 3
+    assert prepare(collection, out).done == 3
 
 
-def test_a_journal_of_old_may_have_studies_without_a_fingerprint(source: Path, tmp_path: Path) -> None:
+def test_a_journal_of_old_may_have_studies_without_a_fingerprint(collection: Path, tmp_path: Path) -> None:
     """Their ids are not given to others, whose volumes would pass for made."""
     out = tmp_path / "data"
-    prepare(source, out)
+    prepare(collection, out)
     lines = [json.loads(line) for line in (out / "journal.jsonl").read_text().splitlines()]
     for line in lines[1:]:
         line["row"]["fingerprint"] = ""
     (out / "journal.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    again = prepare(source, out)
+    again = prepare(collection, out)
     assert (again.done, again.new) == (3, 2)
     assert pd.read_parquet(out / "subjects.parquet")["subject_id"].tolist() == ["s0001", "s0004", "s0005"]
 
 
-def test_extents_of_partial_views_are_told_and_taken_for_training(source: Path, tmp_path: Path) -> None:
-    summary = prepare(source, tmp_path / "data")
+def test_extents_of_partial_views_are_told_and_taken_for_training(collection: Path, tmp_path: Path) -> None:
+    summary = prepare(collection, tmp_path / "data")
     assert any("extents were fitted on partial ones" in note for note in summary.notes)
     table = pd.read_parquet(tmp_path / "data" / "subjects.parquet")
     trained = table[table["split"] == "train"]

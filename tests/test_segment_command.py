@@ -105,6 +105,15 @@ def spoil(run: Path, number: int) -> str:
     return scan.name
 
 
+def but_for_one(capfd: Capture, *chosen: tuple[str, ...]) -> tuple[Path, str]:
+    """A run of ten, segmented with each of these options but for one subject that cannot be; whose name is told."""
+    run = twins(capfd, 10)
+    lost = spoil(run, 3)
+    for options in chosen:
+        assert vtrial_command(capfd, "segment", str(run), *options, *LOCAL)[0] == 1
+    return run, lost
+
+
 def drawn(run: Path) -> tuple[list[str], dict[Path, int]]:
     """Whose masks there are, and when they were written."""
     masks = {path: path.stat().st_mtime_ns for path in run.glob("segmentations*/*")}
@@ -116,9 +125,7 @@ def test_one_failed_subject_is_no_reason_for_another_segmenter(
     segmenters: Segmenters,  # noqa: F811
     capfd: Capture,
 ) -> None:
-    run = twins(capfd, 10)
-    lost = spoil(run, 3)
-    assert vtrial_command(capfd, "segment", str(run), *FAST, *LOCAL)[0] == 1
+    run, lost = but_for_one(capfd, FAST)
     before = drawn(run)
     assert before[0] == ["totalsegmentator-fast"] and len(before[1]) == 9
     code, out, err = vtrial_command(capfd, "validate", str(run), *QUICK)
@@ -139,29 +146,18 @@ def test_one_failed_subject_is_no_reason_for_another_segmenter(
     assert before[1].items() <= masks.items()
 
 
-def test_masks_of_another_version_are_not_drawn_anew_for_one_failed_subject(
-    here: Path,  # noqa: F811
-    segmenters: Segmenters,  # noqa: F811
-    capfd: Capture,
-) -> None:
-    run = twins(capfd, 10)
-    spoil(run, 3)
-    assert vtrial_command(capfd, "segment", str(run), *LOCAL)[0] == 1
+@pytest.mark.usefixtures("here", "segmenters")
+def test_masks_of_another_version_are_not_drawn_anew_for_one_failed_subject(capfd: Capture) -> None:
+    run, _ = but_for_one(capfd, ())
     journal = run / "segmentations.jsonl"
     journal.write_text(journal.read_text().replace("sha of phantom-v1", "sha of an older one"))
     before = drawn(run)
     assert vtrial_command(capfd, "validate", str(run), *QUICK)[0] == 1 and drawn(run) == before
 
 
-def test_of_several_that_have_begun_the_user_chooses(
-    here: Path,  # noqa: F811
-    segmenters: Segmenters,  # noqa: F811
-    capfd: Capture,
-) -> None:
-    run = twins(capfd, 10)
-    spoil(run, 3)
-    for options in (FAST, ("--segmenter", "halves")):
-        assert vtrial_command(capfd, "segment", str(run), *options, *LOCAL)[0] == 1
+@pytest.mark.usefixtures("here", "segmenters")
+def test_of_several_that_have_begun_the_user_chooses(capfd: Capture) -> None:
+    run, _ = but_for_one(capfd, FAST, ("--segmenter", "halves"))
     before = drawn(run)
     code, _, err = vtrial_command(capfd, "validate", str(run), *QUICK)
     assert code == 2 and "masks by totalsegmentator-fast, halves, none of them for all subjects; choose one" in err

@@ -6,15 +6,17 @@ import errno
 import json
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 
+from vtrial.execution import CannotGoOn
 from vtrial.storage import whole_file, write_atomic
 
 Line = dict[str, object]
+MOST_SKIPPED = 20  # steps in a row: a few come of unlucky batches
 
 
 class _Plan(Protocol):
@@ -34,6 +36,8 @@ class _State(Protocol):
 class _Report(Protocol):
     @property
     def step(self) -> int: ...
+    @property
+    def skipped(self) -> bool: ...
 
 
 R = TypeVar("R", bound=_Report)
@@ -131,6 +135,17 @@ def follow(
             break
     if saved != state.step:
         save()
+
+
+def unless_all_skipped(reports: Iterable[R], remedy: str) -> Iterator[R]:
+    """The reports of steps, as they come; CannotGoOn with a `remedy` where `MOST_SKIPPED` in a row were skipped."""
+    skipped = 0
+    for report in reports:
+        yield report
+        skipped = skipped + 1 if report.skipped else 0
+        if skipped == MOST_SKIPPED:
+            told = f"step {report.step}: the last {skipped} steps were skipped, as their gradients were not finite"
+            raise CannotGoOn(f"{told}; {remedy}")
 
 
 def save_whole(path: Path, content: dict[str, Any]) -> None:

@@ -24,6 +24,10 @@ class InputError(ValueError):
         super().__init__("\n".join(self.problems))
 
 
+class CannotRead(RuntimeError):
+    """A file that cannot be read here and now, whatever it holds: another time it may be. Its words name no file."""
+
+
 @dataclass(frozen=True)
 class Subject:
     """One recruited person.

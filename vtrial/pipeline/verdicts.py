@@ -64,9 +64,9 @@ def judge(
     synthetic = twins.cohort(settings)
     references = _references(parties, settings, synthetic.name)
     reference = references[0]
-    folder, place = twins.scans.folder, f"validation/{plain_name(reference.name)}"
+    folder, under = twins.scans.folder, f"validation/{plain_name(reference.name)}"
     key = _key(synthetic, references, settings, [by, paired, parties.training and parties.training.digest])
-    new = not _is_there(folder, place, key)
+    new = not _is_there(folder, under, key)
     if new:
         if paired and isinstance(reference.data, Cohort):
             synthetic, data = pair(synthetic, reference.data)
@@ -84,12 +84,12 @@ def judge(
         table = _bytes(_told(comparison, parties, reference), key)
         try:
             with twins.scans.held():
-                folder.write(f"{place}/{PAGE}", built.html.encode())
-                folder.write(f"{place}/{NUMBERS}", built.json.encode())
-                folder.write(f"{place}/{TABLE}", table)  # last, as it says that the others are there
+                folder.write(f"{under}/{PAGE}", built.html.encode())
+                folder.write(f"{under}/{NUMBERS}", built.json.encode())
+                folder.write(f"{under}/{TABLE}", table)  # last, as it says that the others are there
         except OSError as error:
-            raise CannotGoOn(f"{folder.location}: cannot write {place} ({error}); measurements are safe") from error
-    return _verdict(folder, place, parties.sides, new=new)
+            raise CannotGoOn(f"{folder.location}: cannot write {under} ({error}); measurements are safe") from error
+    return _verdict(folder, under, parties.sides, new=new)
 
 
 def _references(parties: Parties, settings: AnalysisSettings, beside: str) -> list[Reference]:
@@ -130,11 +130,11 @@ def _content(data: Cohort | Summary) -> list[str]:
     return [data.name, data.segmenter, data.people.to_csv(), str(data.cells), *data.notes, numbers]
 
 
-def _is_there(folder: Folder, place: str, key: bytes) -> bool:
-    if any(folder.size(f"{place}/{name}") is None for name in (TABLE, PAGE, NUMBERS)):
+def _is_there(folder: Folder, under: str, key: bytes) -> bool:
+    if any(folder.size(f"{under}/{name}") is None for name in (TABLE, PAGE, NUMBERS)):
         return False
     try:
-        metadata = pq.read_schema(io.BytesIO(folder.read(f"{place}/{TABLE}"))).metadata or {}
+        metadata = pq.read_schema(io.BytesIO(folder.read(f"{under}/{TABLE}"))).metadata or {}
     except (OSError, pa.ArrowException):
         return False
     return bool(metadata.get(_KEY) == key)
@@ -158,9 +158,9 @@ def _bytes(table: pd.DataFrame, key: bytes) -> bytes:
     return buffer.getvalue()
 
 
-def _verdict(folder: Folder, name: str, sides: Sequence[Side], *, new: bool) -> Verdict:
+def _verdict(folder: Folder, under: str, sides: Sequence[Side], *, new: bool) -> Verdict:
     """What the report's JSON says, whether it was written now or before."""
-    document: dict[str, Any] = json.loads(folder.read(f"{name}/{NUMBERS}"))
+    document: dict[str, Any] = json.loads(folder.read(f"{under}/{NUMBERS}"))
     counts: dict[str, int] = {}
     for stratum in document["counts"].values():
         for word, count in stratum.items():
@@ -174,9 +174,9 @@ def _verdict(folder: Folder, name: str, sides: Sequence[Side], *, new: bool) -> 
         verdict=document["verdict"],
         headline=document["headline"],
         counts=counts,
-        report=place(folder.location, f"{name}/{PAGE}"),
-        numbers=place(folder.location, f"{name}/{NUMBERS}"),
-        table=place(folder.location, f"{name}/{TABLE}"),
+        report=place(folder.location, f"{under}/{PAGE}"),
+        numbers=place(folder.location, f"{under}/{NUMBERS}"),
+        table=place(folder.location, f"{under}/{TABLE}"),
         copies="" if document["copies"] is None else document["copies"]["verdict"],
         new=new,
         failures=failures,

@@ -6,12 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from vtrial.execution import Resources, Saved
-from vtrial.imaging.dicom.headers import CannotRead
 from vtrial.imaging.files import nifti_bytes, nifti_from_bytes, spacing_of
 from vtrial.imaging.volume import Volume
 from vtrial.preparation.sources.study import Study
 from vtrial.preparation.volume import TrainingVolume, check_pair, ct_to_segment, fit_volume, save_volume
-from vtrial.records import InputError
+from vtrial.records import CannotRead, InputError
 from vtrial.storage import Folder, open_folder
 
 Segment = Callable[[bytes], bytes]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vtrial.execution import CannotGoOn
+from vtrial.course import unless_all_skipped
 from vtrial.training.batches import Batch, batches
 from vtrial.training.checkpoint import TrainingState
 from vtrial.training.config import TrainingConfig
@@ -18,7 +18,6 @@ from vtrial.training.data import VolumeSource
 from vtrial.training.share import Share
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-MOST_SKIPPED = 20  # steps in a row: a few come of unlucky batches
 NARROW = 2
 
 
@@ -55,18 +54,12 @@ def steps(
     """Train `state` in place from its step to `last` (config.steps by default), yielding after each step.
 
     Several workers, each with its `share`, all take the steps that one would take alone with the same batches.
-    CannotGoOn where `MOST_SKIPPED` steps in a row were skipped.
+    CannotGoOn where too many in a row were skipped (`vtrial.course.unless_all_skipped`).
     """
-    share, skipped = share or Share(device=state.device), 0
-    for batch in batches(config, source, state.step + 1, last or config.steps, share):
-        report = _step(config, state, batch, share)
-        yield report
-        skipped = skipped + 1 if report.skipped else 0
-        if skipped == MOST_SKIPPED:
-            raise CannotGoOn(
-                f"step {state.step}: the last {skipped} steps were skipped, as their gradients were not finite; look "
-                'for volumes with values that are not, lower optimizer.lr, or set precision = "float32"'
-            )
+    share = share or Share(device=state.device)
+    todo = batches(config, source, state.step + 1, last or config.steps, share)
+    remedy = 'look for volumes with values that are not, lower optimizer.lr, or set precision = "float32"'
+    return unless_all_skipped((_step(config, state, batch, share) for batch in todo), remedy)
 
 
 def _step(config: TrainingConfig, state: TrainingState, batch: Batch | None, share: Share) -> StepReport:

@@ -18,7 +18,7 @@ from vtrial.imaging.dicom.headers import Image, Other, header_of
 from vtrial.records import InputError
 
 _UID = re.compile(r"\d+(?:\.\d+){4,}")
-_NOBODY = frozenset(
+_SAYS_NOTHING = frozenset(  # of anybody, where a file's or folder's name has it
     {"pet", "ct", "pt", "fdg", "anon", "anonymous", "patient", "subject", "case", "study", "series", "test"}
 )
 _READERS = 8  # threads: while one waits for a network's file system, another parses
@@ -100,7 +100,7 @@ class Shown:
 
     def __init__(self, root: Path, words: Iterable[str]) -> None:
         self._root = root
-        known = {word for word in words if word} - _NOBODY
+        known = {word for word in words if word} - _SAYS_NOTHING
         self._inside = {word for word in known if len(word) >= _SHORTEST or not word.isascii()}
         self._whole = known - self._inside
         self._numbers: dict[Path, dict[str, int]] = {}

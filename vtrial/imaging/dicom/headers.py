@@ -33,7 +33,7 @@ from vtrial.imaging.dicom.fields import (
     value_of,
 )
 from vtrial.imaging.dicom.people import Person, person_of
-from vtrial.records import InputError
+from vtrial.records import CannotRead, InputError
 
 Kind = Literal["CT", "PT"]
 
@@ -88,10 +88,6 @@ class Image:
     announced_slices: float | None
     person: Person
     pet: PetHeader | None
-
-
-class CannotRead(RuntimeError):
-    """A file that cannot be read here and now, whatever it holds: another time it may be. Its words name no file."""
 
 
 @dataclass(frozen=True, repr=False)

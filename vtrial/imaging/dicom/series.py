@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vtrial.imaging.dicom.headers import CannotRead, Image, Kind, read_pixels
+from vtrial.imaging.dicom.headers import Image, Kind, read_pixels
 from vtrial.imaging.volume import Affine, Box, Volume, box_of, upright
-from vtrial.records import InputError
+from vtrial.records import CannotRead, InputError
 
 FEWEST_SLICES = 10  # less is a scout, a snapshot or a scrap, and no volume
 AIR_HU = -1024

@@ -23,8 +23,8 @@ class Loader(Protocol):
 
     def __call__(self) -> tuple[Volume, Volume]:
         """CT (x, y, z) in HU, int16, and PET in SUV, float32 g/ml, each on its own grid with axes to the right, front
-        and head; InputError with every reason, none of which names anybody, where they are unfit, and `CannotRead` of
-        vtrial.imaging.dicom.headers where they cannot be read now."""
+        and head; InputError with every reason, none of which names anybody, where they are unfit, and CannotRead where
+        they cannot be read now."""
 
 
 @dataclass(frozen=True, repr=False)

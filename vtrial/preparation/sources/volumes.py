@@ -7,11 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from vtrial.imaging.dicom.headers import CannotRead
 from vtrial.imaging.dicom.series import AIR_HU
 from vtrial.imaging.files import nifti_from_bytes, spacing_of
 from vtrial.imaging.volume import Affine, Volume, upright
-from vtrial.records import InputError
+from vtrial.records import CannotRead, InputError
 
 STEP_MM = (0.2, 20.0)  # a voxel's side; NIfTI files in metres or without spacing lie outside
 FEWEST = 10  # voxels along an axis

@@ -14,8 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vtrial.course import Metrics, follow, save_whole
-from vtrial.execution import CannotGoOn
+from vtrial.course import Metrics, follow, save_whole, unless_all_skipped
 from vtrial.memory import keep_freed_memory
 from vtrial.optimizer import Optimizer, is_matrix
 from vtrial.records import InputError
@@ -27,7 +26,6 @@ from vtrial.segmentation.fit.network import build
 
 CHECKPOINT, METRICS = "checkpoint.pt", "metrics.jsonl"
 FREE_FIELDS = {"steps", "checkpoint_steps", "metric_steps"}  # may change between a training and its continuation
-MOST_SKIPPED = 20  # steps in a row: a few come of unlucky batches
 _ABSENT = 10.0  # voxels: how much of a region must be in a batch for its Dice to count
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -76,9 +74,8 @@ def region_loss(logits: Tensor, regions: Tensor, entropy_weight: float) -> tuple
     dice = (2.0 * both + _ABSENT) / (probability.square().sum(over) + size + _ABSENT)
     entropy = F.binary_cross_entropy_with_logits(logits, regions) * regions.shape[1]
     plain = 2.0 * both / (probability.square().sum(over) + size)
-    there = (
-        size >= _ABSENT
-    ).float()  # elsewhere the Dice would only push a head down, which cross-entropy does as well
+    # Where a head is absent the Dice would only push it down, which cross-entropy does as well.
+    there = (size >= _ABSENT).float()
     missed = ((1.0 - dice) * there).sum() / there.sum().clamp(min=1.0)
     return missed + entropy_weight * entropy, plain.detach().masked_fill(size < _ABSENT, math.nan)
 
@@ -88,18 +85,10 @@ def steps(
 ) -> Iterator[FitReport]:
     """Train `state` in place from its step to `last` (config.steps by default), yielding after each step.
 
-    CannotGoOn where `MOST_SKIPPED` steps in a row were skipped.
+    CannotGoOn where too many in a row were skipped (`vtrial.course.unless_all_skipped`).
     """
-    skipped = 0
-    for batch in batches(config, data, state.step + 1, last or config.steps):
-        report = _step(config, state, batch)
-        yield report
-        skipped = skipped + 1 if report.skipped else 0
-        if skipped == MOST_SKIPPED:
-            raise CannotGoOn(
-                f"step {state.step}: the last {skipped} steps were skipped, as their gradients were not finite; lower "
-                'optimizer.lr and matrix_lr, or set precision = "float32"'
-            )
+    reports = (_step(config, state, batch) for batch in batches(config, data, state.step + 1, last or config.steps))
+    return unless_all_skipped(reports, 'lower optimizer.lr and matrix_lr, or set precision = "float32"')
 
 
 def _step(config: SegmenterConfig, state: FitState, batch: Batch) -> FitReport:
