@@ -11,7 +11,7 @@ from torch import Tensor
 from tests.blobs import tiny, write_blobs
 from vtrial.diffusion.cascade import Cascade, CascadeSampler, load_cascade
 from vtrial.diffusion.conditions import Demographics, from_grid, to_grid
-from vtrial.diffusion.network import Conditions, Network, NetworkConfig
+from vtrial.diffusion.network import Conditions, Network, NetworkConfig, VoxelView
 from vtrial.diffusion.sampler import SamplerConfig, sample
 from vtrial.diffusion.tiles import TILES, blend_tiles, pass_bytes, tile_for, tiles
 from vtrial.diffusion.weights import list_models, read_card
@@ -71,6 +71,21 @@ def test_noise_comes_from_the_generators_alone(cascade: Cascade) -> None:
 
     assert torch.equal(run(1), run(3))
     assert not torch.allclose(run(1), run(2), atol=0.01)
+
+
+def test_stage_two_sees_the_low_resolution_volume_as_in_training(cascade: Cascade) -> None:
+    seen: list[Tensor] = []
+    hook = cascade.high.network.entry.register_forward_pre_hook(lambda _m, given: seen.append(given[0]))
+    for seed in (1, 2):
+        cascade.refine(low_pair(), PERSON, noise=generator(seed), sampler=FAST.high)
+    hook.remove()
+    stage = cascade.high.config
+    assert any(stage.low_noise)
+    contexts = [entered for entered in seen if entered.shape[1] == stage.network.context_channels]
+    low = from_grid((contexts[0] - contexts[1])[:, -stage.network.grid_channels :].float(), stage.network.patch)
+    added = low[0, :, 1::4, 1::4, 1::4] * torch.tensor(stage.low_scaling.sd).view(2, 1, 1, 1) / 2**0.5
+    for channel, sd in enumerate(stage.low_noise):
+        assert float(added[channel].std()) == pytest.approx(sd, rel=0.1)
 
 
 def test_stage_one_batches_subjects(cascade: Cascade) -> None:
@@ -220,7 +235,9 @@ def counted_bytes(network: NetworkConfig, shape: tuple[int, int, int]) -> int:
             x = torch.empty(grid).contiguous(memory_format=torch.channels_last_3d)
             where = torch.empty(1, 3, *grid[2:])
             context = net.prepare(Conditions(torch.empty(1, 4), x, where), grid[2:], torch.bfloat16)  # type: ignore[arg-type]
-            net((x / 2.0).to(torch.bfloat16), torch.ones(1), context)
+            full, half = (1, 2 * 2, *shape), torch.bfloat16
+            view = VoxelView(lambda out: torch.empty(full, dtype=half), lambda v: to_grid(v, network.patch))
+            net((x / 2.0).to(half), torch.ones(1), context, view)
     return peak.most
 
 
@@ -232,6 +249,7 @@ def counted_bytes(network: NetworkConfig, shape: tuple[int, int, int]) -> int:
         PAPER.model_copy(update={"layout": "light"}),
         PAPER.model_copy(update={"patch": 2, "channels": (96, 96), "blocks": (1, 1), "attention_head_channels": 0}),
         PAPER.model_copy(update={"channels": (32,), "blocks": (2,), "attention_head_channels": 0}),
+        BUNDLED.model_copy(update={"patch": 2, "voxel_channels": 32}),
     ],
 )
 def test_the_memory_of_a_pass_is_foreseen(network: NetworkConfig) -> None:

@@ -1,6 +1,7 @@
 """The network: published size, magnitude preservation, equations, equivalence of its inference-only form."""
 
 import math
+from typing import Literal
 
 import pytest
 import torch
@@ -148,6 +149,37 @@ def test_untrained_denoiser_is_the_best_guess_without_knowledge() -> None:
     prepared = denoiser.network.prepare(conditions_for(SMALL, (16, 16, 16)), (8, 8, 8), torch.float32)
     expected = x * (0.25 / (0.25 + sigma**2)).view(2, 1, 1, 1, 1)
     assert torch.allclose(denoiser(x, sigma, prepared), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("bands", [False, True])
+@pytest.mark.parametrize("objective", ["diffusion", "flow"])
+def test_a_voxel_head_corrects_voxels_and_begins_with_nothing(
+    objective: Literal["diffusion", "flow"], bands: bool
+) -> None:
+    """What the head answers is a correction of D in voxels, in units of σs/√(σ² + s²), whatever the grid holds."""
+    torch.manual_seed(3)
+    network = SMALL.model_copy(update={"voxel_channels": 12})
+    sd = tuple(float(v) for v in torch.linspace(1.3, 0.1, network.grid_channels)) if bands else ()
+    stage = StageConfig(stage="global", network=network, objective=objective, band_sd=sd)
+    denoiser = Denoiser(stage)
+    x, sigma = torch.randn(2, 16, 8, 8, 8), torch.tensor([0.2, 5.0])
+    prepared = denoiser.network.prepare(conditions_for(network, (16, 16, 16)), (8, 8, 8), torch.float32)
+    alone = denoiser(x, sigma, prepared)
+    head = denoiser.network.voxel_head
+    assert head is not None
+    seen: list[torch.Tensor] = []
+    answer = torch.randn(2, 2, 16, 16, 16)
+    head.register_forward_hook(lambda _m, given, _out: (seen.append(given[1]), answer)[1])
+    changed = denoiser(x, sigma, prepared)
+    unit = (sigma * 0.5 / (sigma**2 + 0.25).sqrt()).view(2, 1, 1, 1, 1)
+    assert torch.allclose(stage.voxels_of(changed - alone), answer * unit, atol=1e-5)
+    noisy, clean = seen[0].chunk(2, dim=1)
+    assert torch.allclose(noisy, stage.voxels_of(x) / (sigma**2 + 0.25).sqrt().view(2, 1, 1, 1, 1), atol=1e-5)
+    assert torch.allclose(clean, stage.voxels_of(alone) / 0.5, atol=1e-5)
+    with pytest.raises(ValueError, match="view of voxels"):
+        denoiser.network(x, sigma.log() / 4.0, prepared)
+    with pytest.raises(ValueError, match="more than 4"):
+        NetworkConfig(voxel_channels=3)
 
 
 @pytest.mark.parametrize("patch", [1, 2, 4])

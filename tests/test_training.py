@@ -19,9 +19,11 @@ from vtrial.cohort.registry import find_spec
 from vtrial.cohort.spec import read_spec
 from vtrial.cohort.support import support_of
 from vtrial.diffusion.conditions import Demographics, upsample
+from vtrial.diffusion.denoiser import Scaling
 from vtrial.diffusion.sampler import SamplerConfig
 from vtrial.diffusion.weights import load_weights, read_card, save_weights, verify_model
 from vtrial.execution import CannotGoOn
+from vtrial.geometry import LOW_SHAPE
 from vtrial.optimizer import Optimizer, is_matrix
 from vtrial.pipeline.training import fit_stage, train_here
 from vtrial.records import InputError, Support
@@ -38,7 +40,7 @@ from vtrial.training import (
     train,
     write_low,
 )
-from vtrial.training.batches import make_batch, measure_scaling, patch_pair
+from vtrial.training.batches import Batch, make_batch, measure_scaling, origin_at_peak, patch_pair, sharpness
 from vtrial.training.checkpoint import new_state, read_checkpoint
 from vtrial.training.config import OptimizerConfig
 from vtrial.training.data import PHASES, data_sha256, sample_low
@@ -90,6 +92,30 @@ def test_a_patch_has_the_upsampling_of_the_whole_volume(origin: tuple[int, int, 
     assert torch.equal(high, volume.pair[(slice(None), *part)])
     whole = upsample(sample_low(volume, (1, 1, 1)))
     assert torch.allclose(upsample(block, inner, shape), whole[(slice(None), *part)], atol=1e-6)
+
+
+def test_hot_spots_of_the_low_resolution_pet_get_more_patches(data: Path) -> None:
+    """Of all voxels that stand out the hot one does most; a patch that was drawn for it holds it, anywhere inside."""
+    pet = 0.3 + 0.02 * torch.rand(8, 8, 16, generator=torch.Generator().manual_seed(0))
+    pet[5, 2, 9] += 0.4
+    sharp = sharpness(pet)
+    assert sharp.sum() == pytest.approx(1.0) and sharp[5, 2, 9] == sharp.max() > 0.9
+    origins = [origin_at_peak(np.random.default_rng(i), sharp, (32, 32, 64), (16, 16, 32), 4) for i in range(200)]
+    held = [all(o <= 4 * v + 1 < o + s for o, v, s in zip(o3, (5, 2, 9), (16, 16, 32))) for o3 in origins]
+    assert np.mean(held) > 0.9
+    places = [sorted({o3[axis] for o3 in origins}) for axis in range(3)]
+    assert places[0] == [8, 12, 16] and places[1] == [0, 4, 8] and places[2] == [8, 12, 16, 20, 24, 28, 32]
+
+
+def test_stage_two_sees_the_low_resolution_volume_with_the_stated_noise(data: Path) -> None:
+    def batch(noise: tuple[float, float]) -> Batch:
+        return make_batch(tiny("super-resolution", low_noise=noise, batch=32), StoredVolumes(data), 7)
+
+    clean, noisy = batch((0.0, 0.0)), batch((0.01, 0.04))
+    assert clean.upsampled is not None and noisy.upsampled is not None
+    added = (noisy.upsampled - clean.upsampled)[:, :, 1::4, 1::4, 1::4]
+    assert added[:, 0].std() == pytest.approx(0.01, rel=0.05) and added[:, 1].std() == pytest.approx(0.04, rel=0.05)
+    assert torch.allclose(noisy.target + noisy.upsampled, clean.target + clean.upsampled, atol=1e-6)
 
 
 def test_stored_volumes_are_encoded(data: Path) -> None:
@@ -158,7 +184,7 @@ def test_stage_two_draws_full_volumes_alone(tmp_path: Path) -> None:
 
 
 def test_residual_and_upsampling_add_up_and_samples_have_no_residual(data: Path) -> None:
-    config = tiny("super-resolution", data={"patch_shape": (16, 16, 32), "patches_per_volume": 1})
+    config = tiny("super-resolution", data={"patch_shape": (16, 16, 32), "patches_per_volume": 1}, low_noise=(0, 0))
     batch = make_batch(config, StoredVolumes(data), 7)
     assert batch.upsampled is not None and batch.target.shape == (4, 2, 16, 16, 32)
     assert torch.allclose(batch.target[:, :, 1::4, 1::4, 1::4], torch.zeros(()), atol=1e-6)
@@ -180,7 +206,7 @@ def test_scaled_data_have_the_stated_sd(stage: str, data: Path) -> None:
 def test_interrupted_training_goes_on_exactly(stage: str, matrix_lr: float | None, data: Path, tmp_path: Path) -> None:
     config = tiny(
         stage,
-        data={"phases": 2, "refresh_steps": 5, "patch_shape": (16, 16, 32), "low_noise": 0.01},
+        data={"phases": 2, "refresh_steps": 5, "patch_shape": (16, 16, 32), "peak_share": 0.5},
         optimizer={"lr": 0.02, "matrix_lr": matrix_lr, "ramp_steps": 5, "decay_after": 200},
     )
     whole = train(config, data, tmp_path / "whole")
@@ -364,8 +390,17 @@ def test_gradients_are_right_on_narrow_grids(data: Path) -> None:
 
     exact = gradients(tiny("global"))  # its coarsest grid is (2, 2, 4)
     assert float((gradients(tiny("global", precision="bfloat16")) - exact).norm() / exact.norm()) < 0.1
-    wide = torch.zeros(1, 2, 12, 8, 16)
-    assert dtype_for(tiny("global", precision="bfloat16"), wide) is torch.bfloat16
+    narrow, wide = torch.zeros(1, 16, 4, 4, 8), torch.zeros(1, 16, 6, 4, 8)
+    found = [dtype_for(tiny("global", precision="bfloat16"), grid) for grid in (narrow, wide)]
+    assert found == [torch.float32, torch.bfloat16]
+
+
+@pytest.mark.parametrize("name", ["global", "global-detail", "super-resolution"])
+def test_bundled_networks_are_trained_in_bfloat16(name: str) -> None:
+    config = read_config(f"configs/bundled-{name}.toml")
+    shape = LOW_SHAPE if name == "global" else config.data.patch_shape
+    grid = config.stage_config(Scaling(), Scaling()).encode(torch.zeros(1, 2, *shape))
+    assert dtype_for(config, grid) is torch.bfloat16
 
 
 @pytest.mark.parametrize(
@@ -458,6 +493,19 @@ def test_a_new_run_can_start_from_a_model(data: Path, tmp_path: Path) -> None:
     assert warm < 0.9 * scratch, "the first losses of a warm start are those of a trained network"
     with pytest.raises(InputError, match="super-resolution"):
         train(tiny("super-resolution", steps=2), data, tmp_path / "third", start_from=tmp_path / "model")
+
+
+def test_a_voxel_head_can_be_added_to_a_trained_network(data: Path, tmp_path: Path) -> None:
+    config = tiny("global", steps=40)
+    train(config, data, tmp_path / "first")
+    export_model(tmp_path / "model", {"global": tmp_path / "first"}, {"global": SamplerConfig(steps=4)}, name="tiny")
+    head = config.model_copy(update={"network": config.network.model_copy(update={"voxel_channels": 8})})
+    train(head, data, tmp_path / "head", start_from=tmp_path / "model")
+    train(config, data, tmp_path / "none", start_from=tmp_path / "model")
+    with_head, without = losses(tmp_path / "head"), losses(tmp_path / "none")
+    assert with_head[0][1] == pytest.approx(without[0][1], rel=0.05), "it begins as it was"
+    content = read_checkpoint(tmp_path / "head" / "checkpoint.pt")
+    assert float(content["denoiser"]["network.voxel_head.exit.gain"]) != 0.0, "and the head learns"
 
 
 def test_weights_of_the_papers_size_are_stored(tmp_path: Path) -> None:

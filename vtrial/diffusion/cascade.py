@@ -156,6 +156,8 @@ class Cascade:
         `tile` in voxels bounds the memory: tiles overlap by 32 voxels or more and are blended at every step.
         """
         stage, patch = self.high.config, self.high.config.network.patch
+        if any(stage.low_noise):
+            low = stage.disturb_low(low, torch.randn(low.shape, generator=noise, device=noise.device).to(low))
         upsampled = upsample(low[None].to(self.device))
         full: Triple = (upsampled.shape[2], upsampled.shape[3], upsampled.shape[4])
         shape = _grid_shape(full, patch)

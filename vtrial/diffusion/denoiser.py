@@ -18,13 +18,14 @@ from vtrial.diffusion.bands import from_bands, to_bands
 from vtrial.diffusion.conditions import PHASE, Demographics, from_grid, phase_vector, to_grid
 from vtrial.diffusion.flow import path, preconditioning
 from vtrial.diffusion.layers import MPConv, MPFourier
-from vtrial.diffusion.network import Conditions, Network, NetworkConfig, Prepared
+from vtrial.diffusion.network import Conditions, Network, NetworkConfig, Prepared, VoxelView
 
 StageName = Literal["global", "global-detail", "super-resolution"]
 """Networks of the cascade; "global-detail" is stage 1 at low noise, an expert of its own."""
 Objective = Literal["diffusion", "flow"]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveFloat = Annotated[float, Field(gt=0.0)]
+LowNoise = tuple[Annotated[float, Field(ge=0.0)], Annotated[float, Field(ge=0.0)]]
 
 
 class Scaling(BaseModel):
@@ -65,6 +66,10 @@ class StageConfig(BaseModel):
     """Of the volume (global) or of the residual (super-resolution)."""
     low_scaling: Scaling = Scaling()
     """Of the upsampled low-resolution pair when it is a condition."""
+    low_noise: LowNoise = (0.0, 0.0)
+    """SD of the noise that the low-resolution CT and PET (model space) get before stage 2 sees them, in training and in
+    use: the residual holds its correction, so small faults of a generated volume are mended too (conditioning
+    augmentation, Ho et al. 2021, arXiv 2106.15282)."""
     band_sd: tuple[PositiveFloat, ...] = ()
     """SD of every channel of the scaled grid in Haar bands; empty: the grid holds voxels, all of SD sigma_data."""
 
@@ -75,6 +80,8 @@ class StageConfig(BaseModel):
             raise ValueError(f"condition_center and condition_scale need {expected} values")
         if self.network.low_resolution != (self.stage == "super-resolution"):
             raise ValueError("low_resolution belongs to the super-resolution stage, and only there")
+        if any(self.low_noise) and self.stage != "super-resolution":
+            raise ValueError("low_noise belongs to the super-resolution stage, and only there")
         if len(self.band_sd) not in (0, self.network.grid_channels):
             raise ValueError(f"band_sd needs {self.network.grid_channels} values, one for each channel of the grid")
         return self
@@ -103,6 +110,10 @@ class StageConfig(BaseModel):
     def channel_sd(self, like: Tensor) -> Tensor:
         """σ_data of the channels of a grid, to broadcast over it: (1, 2p³, 1, 1, 1), or one number for all."""
         return like.new_tensor(self.band_sd or (self.sigma_data,)).view(1, -1, 1, 1, 1)
+
+    def disturb_low(self, low: Tensor, noise: Tensor) -> Tensor:
+        """The low-resolution pair (2, x, y, z) with white `noise` (2, x, y, z) at the stage's SD."""
+        return low + noise * low.new_tensor(self.low_noise).view(2, 1, 1, 1)
 
     def encode_low(self, upsampled: Tensor) -> Tensor:
         """The upsampled low-resolution pair (b, 2, x, y, z) to a grid of magnitude near 1."""
@@ -154,15 +165,42 @@ class Denoiser(nn.Module):
         data = self.config.channel_sd(x)
         s = sigma.float().view(-1, 1, 1, 1, 1)
         total = (s**2 + data**2).sqrt()
-        out = self.network((x / total).to(dtype), sigma.float().log() / 4.0, prepared)
+        out = self._network(x / total, sigma, prepared, dtype)
         return torch.addcmul(x * (data**2 / total**2), out.to(x.dtype), s * data / total)
 
     def velocity(self, x_t: Tensor, sigma: Tensor, prepared: Prepared, dtype: torch.dtype = torch.float32) -> Tensor:
         """u(x_t, t) at t = σ/(1 + σ), float32, from the same F as `forward`, so that D = x_t - t u."""
         data = self.config.channel_sd(x_t)
         skip, scale = preconditioning(sigma.float().view(-1, 1, 1, 1, 1), data)
-        out = self.network((x_t * (scale / data)).to(dtype), sigma.float().log() / 4.0, prepared)
+        out = self._network(x_t * (scale / data), sigma, prepared, dtype)
         return torch.addcmul(x_t * skip, out.to(x_t.dtype), scale, value=-1.0)
+
+    def _network(self, x: Tensor, sigma: Tensor, prepared: Prepared, dtype: torch.dtype) -> Tensor:
+        """F for a grid `x` of magnitude 1."""
+        view = self._voxel_view(x, sigma.float().view(-1, 1, 1, 1, 1)) if self.config.network.voxel_channels else None
+        out: Tensor = self.network(x.to(dtype), sigma.float().log() / 4.0, prepared, view)
+        return out
+
+    def _voxel_view(self, x: Tensor, s: Tensor) -> VoxelView:
+        """How a voxel head sees x/√(σ² + s²) and D, both of magnitude near 1, and how D's correction becomes F's.
+
+        The correction of a voxel is in units of σ·s/√(σ² + s²), with the SD s of voxels: what noise leaves uncertain.
+        """
+        data = self.config.channel_sd(x)
+        total = (s**2 + data**2).sqrt()
+        voxel = self.config.sigma_data
+        voxel_total = (s**2 + voxel**2).sqrt()
+
+        def pairs(out: Tensor) -> Tensor:
+            noisy = self.config.voxels_of(x * total) / voxel_total
+            clean = self.config.voxels_of(torch.addcmul(x * (data**2 / total), out.to(x.dtype), s * data / total))
+            return torch.cat([noisy, clean / voxel], 1).to(out.dtype)
+
+        def back(correction: Tensor) -> Tensor:
+            grid = self.config.grid_of(correction.to(x.dtype) * (voxel / voxel_total))
+            return (grid * (total / data)).to(correction.dtype)
+
+        return VoxelView(pairs, back)
 
     def loss(
         self, clean: Tensor, sigma: Tensor, noise: Tensor, conditions: Conditions, dtype: torch.dtype

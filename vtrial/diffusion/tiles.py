@@ -38,6 +38,8 @@ def pass_bytes(network: NetworkConfig, shape: Triple) -> int:
         channels = (network.blocks[0] + 4) * finest + 3 * below
     else:
         channels = 7 * finest  # one skip, and what comes up has the channels of this level already
+    if network.voxel_channels:  # it comes after the U-Net, of which only the last features are left
+        channels = max(channels, 2 * finest + 4 * network.voxel_channels * network.patch**3)
     return math.prod(shape) * (2 * channels // network.patch**3 + 24)
 
 

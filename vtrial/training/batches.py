@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vtrial.diffusion.bands import to_bands
@@ -20,7 +21,7 @@ from vtrial.diffusion.denoiser import Scaling, StageConfig
 from vtrial.diffusion.network import Conditions
 from vtrial.geometry import FACTOR
 from vtrial.training.config import TrainingConfig
-from vtrial.training.data import Triple, Volume, VolumeSource
+from vtrial.training.data import Triple, Volume, VolumeSource, sample_low
 from vtrial.training.share import Share
 
 SCALING_EXAMPLES = 48
@@ -99,12 +100,15 @@ def _patch_batch(config: TrainingConfig, source: VolumeSource, step: int, which:
         if i // config.data.patches_per_volume != drawn:
             drawn = i // config.data.patches_per_volume
             volume = source.draw(_rng(config, step, _VOLUME, drawn), epoch)
+            sharp = sharpness(sample_low(volume, PHASE)[1]) if config.data.peak_share else None
         rng = _rng(config, step, _EXAMPLE, i)
-        x, y, z = _origin(rng, volume.shape, shape, align)
+        if sharp is not None and rng.random() < config.data.peak_share:
+            x, y, z = origin_at_peak(rng, sharp, volume.shape, shape, align)
+        else:
+            x, y, z = _origin(rng, volume.shape, shape, align)
         high, block, inner = patch_pair(volume, (x, y, z), shape)
-        if config.data.low_noise:
-            noise = rng.uniform(0.0, config.data.low_noise) * rng.standard_normal(block.shape, dtype=np.float32)
-            block = block + torch.from_numpy(noise).to(block)
+        if any(config.low_noise):
+            block = stage.disturb_low(block, torch.from_numpy(rng.standard_normal(block.shape, np.float32)).to(block))
         smooth = upsample(block, inner, shape)
         residuals.append(high - smooth)
         upsampled.append(smooth)
@@ -135,6 +139,35 @@ def _origin(rng: np.random.Generator, whole: Triple, shape: Triple, align: int) 
     draws = [(rng.random() + rng.random()) / 2.0, (rng.random() + rng.random()) / 2.0, rng.random()]
     x, y, z = (align * int(u * n) for u, n in zip(draws, places, strict=True))
     return x, y, z
+
+
+def sharpness(pet: Tensor) -> NDArray[np.float64]:
+    """How much each voxel of a low-resolution PET (x, y, z) stands out from its six neighbours: the fourth power of the
+    second difference, as squares would let the noise of many voxels outweigh a few hot ones. Sums up to 1.
+
+    It tells of the low-resolution volume alone, which stage 2 is given, so choosing patches by it leaves the
+    distribution that the stage learns as it is.
+    """
+    volume = pet.double().cpu().numpy()
+    padded = np.pad(volume, 1, mode="edge")
+    inside = slice(1, -1)
+    neighbours = [np.roll(padded, shift, axis)[inside, inside, inside] for axis in range(3) for shift in (-1, 1)]
+    weight: NDArray[np.float64] = np.square(np.square(6.0 * volume - np.sum(neighbours, 0))) + 1e-12
+    share: NDArray[np.float64] = weight / weight.sum()
+    return share
+
+
+def origin_at_peak(
+    rng: np.random.Generator, sharp: NDArray[np.float64], whole: Triple, shape: Triple, align: int
+) -> Triple:
+    """A place for a patch that holds a low-resolution voxel drawn by `sharp`, anywhere in the patch."""
+    voxel = np.unravel_index(int(np.searchsorted(np.cumsum(sharp), rng.random())), sharp.shape)
+    places = []
+    for v, n, s in zip(voxel, whole, shape, strict=True):
+        center = FACTOR * int(v) + PHASE[0]
+        first, last = max(center - s + 1, 0), min(center, n - s)
+        places.append(int(rng.integers(-(-first // align), last // align + 1)) * align)
+    return places[0], places[1], places[2]
 
 
 def batches(

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from vtrial.diffusion.denoiser import NoiseConfig, Objective, Scaling, StageConfig, StageName
+from vtrial.diffusion.denoiser import Fraction, LowNoise, NoiseConfig, Objective, Scaling, StageConfig, StageName
 from vtrial.diffusion.network import NetworkConfig
 from vtrial.diffusion.sampler import SamplerConfig
 from vtrial.geometry import FACTOR
@@ -57,9 +57,9 @@ class DataConfig(BaseModel):
     of patches; never when absent."""
     patches_per_volume: Positive = 2
     """Stage 2: patches cut from one volume of a batch."""
-    low_noise: Annotated[float, Field(ge=0.0)] = 0.0
-    """Stage 2: the low-resolution volume gets noise of a random SD up to this (model space), and the residual holds its
-    correction, so that the stage mends small faults of a generated volume."""
+    peak_share: Fraction = 0.0
+    """Stage 2: share of patches around low-resolution voxels whose PET stands out from their neighbours', above all hot
+    spots of a voxel or two (`vtrial.training.batches.sharpness`); the others lie anywhere."""
 
     def epoch(self, step: int, usual: int = 0) -> int:
         """How often the volumes in memory have changed before a step; `usual` is the source's own `refresh_steps`."""
@@ -99,6 +99,8 @@ class TrainingConfig(BaseModel):
     bands: bool = False
     """Whether the grid holds Haar bands, each with an SD measured from the data, in place of voxels."""
     low_scaling: Scaling | None = None
+    low_noise: LowNoise = (0.0, 0.0)
+    """Stage 2: what `StageConfig.low_noise` is to be."""
     noise: NoiseConfig = NoiseConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     data: DataConfig = DataConfig()
@@ -150,6 +152,7 @@ class TrainingConfig(BaseModel):
             phase_condition=self.phase_condition,
             scaling=self.scaling or scaling,
             low_scaling=self.low_scaling or low_scaling,
+            low_noise=self.low_noise,
             band_sd=band_sd,
         )
 

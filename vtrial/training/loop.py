@@ -100,13 +100,14 @@ def learn(config: TrainingConfig, state: TrainingState, batch: Batch | None, sha
     return Gradients(loss, sigmas, errors)
 
 
-def dtype_for(config: TrainingConfig, volumes: Tensor) -> torch.dtype:
-    """What volumes (b, 2, x, y, z) are trained on in: the precision asked for, but float32 where that would be wrong.
+def dtype_for(config: TrainingConfig, grid: Tensor) -> torch.dtype:
+    """What a grid (b, 2p³, x/p, y/p, z/p) is trained on in: the precision asked for, but float32 where that is wrong.
 
-    On grids 2 wide along x, oneDNN's bfloat16 gradients of kernels are garbage (torch 2.13 on CPUs; other widths, other
-    axes and the forward pass are right).
+    Where its coarsest level is 2 wide along x, oneDNN's bfloat16 gradients of kernels are garbage (torch 2.13 on CPUs;
+    other widths, other axes and the forward pass are right).
     """
-    narrow = volumes.device.type == "cpu" and volumes.shape[2] // config.network.divisor <= NARROW
+    halvings = config.network.divisor // config.network.patch
+    narrow = grid.device.type == "cpu" and grid.shape[2] // halvings <= NARROW
     return torch.float32 if narrow else DTYPES[config.precision]
 
 
