@@ -7,7 +7,10 @@ import logging
 import os
 import threading
 import tracemalloc
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +21,7 @@ from pydicom.uid import (
     HTJ2KLossless,
     ImplicitVRLittleEndian,
     JPEG2000Lossless,
+    JPEGLossless,
     JPEGLSLossless,
     RLELossless,
 )
@@ -185,7 +189,7 @@ def test_other_uncompressed_syntaxes(tmp_path: Path, syntax: str) -> None:
     assert off_by(read_ct(one_series(write_series(tmp_path, "CT", edit=edit)))) <= 0.5 + 1e-6
 
 
-@pytest.mark.parametrize("syntax", [RLELossless, JPEGLSLossless, JPEG2000Lossless])
+@pytest.mark.parametrize("syntax", [RLELossless, JPEGLossless, JPEGLSLossless, JPEG2000Lossless])
 def test_compressed_syntaxes(tmp_path: Path, syntax: str) -> None:
     def edit(dataset: Dataset, k: int) -> None:
         pixels = np.frombuffer(dataset.PixelData, "<i2").reshape(dataset.Rows, dataset.Columns)
@@ -194,9 +198,12 @@ def test_compressed_syntaxes(tmp_path: Path, syntax: str) -> None:
             return
         codecs = pytest.importorskip("imagecodecs", reason="imagecodecs writes the compressed images")
         dataset.PixelRepresentation, unsigned = 0, pixels.astype(np.uint16)
-        encode = codecs.jpegls_encode if syntax == JPEGLSLossless else codecs.jpeg2k_encode
-        options = {} if syntax == JPEGLSLossless else {"level": 0, "codecformat": "j2k", "reversible": True}
-        dataset.PixelData = encapsulate([encode(unsigned, **options)])
+        encode: Callable[[Any], bytes] = {
+            JPEGLossless: partial(codecs.ljpeg_encode, bitspersample=16),
+            JPEGLSLossless: codecs.jpegls_encode,
+            JPEG2000Lossless: partial(codecs.jpeg2k_encode, level=0, codecformat="j2k", reversible=True),
+        }[syntax]
+        dataset.PixelData = encapsulate([encode(unsigned)])
         dataset["PixelData"].VR = "OB"
         dataset.file_meta.TransferSyntaxUID = syntax
 

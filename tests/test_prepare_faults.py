@@ -85,27 +85,30 @@ def finished_files(out: Path) -> dict[Path, int]:
     return {out / name: (out / name).stat().st_mtime_ns for entry in made(out) for name in entry.files}
 
 
-def test_kill_9(source: Path, whole: dict[str, str], tmp_path: Path) -> None:
+@pytest.mark.parametrize(("executor", "workers"), [("local", 1), ("ray", 2)])
+def test_kill_9(source: Path, whole: dict[str, str], tmp_path: Path, executor: str, workers: int) -> None:
+    how = ["--executor", executor, *(["--workers", str(workers)] if executor == "ray" else [])]
     out, slow = tmp_path / "data", tmp_path / "slow"
     slow.mkdir()
     (slow / "s0002").write_text("300")
-    process = start(source, out, slow=slow)
+    process = start(source, out, *how, slow=slow)
     deadline = time.monotonic() + 240
-    while not made(out):
+    while len(made(out)) < workers:  # one at a time, or all but the slow one
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.kill()
     process.communicate()
     before = finished_files(out)
-    assert len(before) == 2 and not (out / "subjects.parquet").exists()
+    assert len(before) == 2 * workers and not (out / "subjects.parquet").exists()
     (out / "ct" / ".s0002.npy.0123abcd.part").write_bytes(b"half")  # as a kill in a write leaves it
-    code, answer, errors = finish(source, out)
+    code, answer, errors = finish(source, out, *how)
     assert code == 0, errors
-    assert "2 made now" in answer
+    assert f"{3 - workers} made now" in answer
     check_complete(out, whole, before)
     killed, gone_on = json.loads((out / "manifest.json").read_text())["sessions"]
-    assert (killed["finished"], killed["done"], gone_on["done"]) == (None, 0, 2)
+    assert (killed["finished"], killed["done"], gone_on["done"]) == (None, 0, 3 - workers)
+    assert (gone_on["executor"], gone_on["workers"]) == (executor, workers)
     assert gone_on["finished"] > killed["started"]
 
 
@@ -150,13 +153,3 @@ def test_a_finished_set_on_a_read_only_disk_is_left_as_it_is(source: Path, whole
     assert code == 0, errors
     assert {path: path.stat().st_mtime_ns for path in everything} == everything
     check_complete(out, whole, {})
-
-
-def test_two_workers_on_ray(source: Path, whole: dict[str, str], tmp_path: Path) -> None:
-    out = tmp_path / "data"
-    code, answer, errors = finish(source, out, "--executor", "ray", "--workers", "2")
-    assert code == 0, errors
-    assert "3 made now" in answer
-    check_complete(out, whole, {})
-    (session,) = json.loads((out / "manifest.json").read_text())["sessions"]
-    assert (session["executor"], session["workers"], session["done"]) == ("ray", 2, 3)

@@ -131,7 +131,7 @@ def read_pixels(path: Path) -> NDArray[Any]:
         except Exception:
             if not has_decoder:
                 raise CannotRead(
-                    f"the pixels ({syntax}) need a decoder that is not installed: pip install pylibjpeg[all], or "
+                    f"the pixels ({syntax}) need a decoder that is not installed: pip install python-gdcm, or "
                     "decompress them, for example with `gdcmconv --raw`"
                 ) from None
             raise InputError(
