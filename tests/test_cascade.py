@@ -11,9 +11,10 @@ from torch import Tensor
 from tests.blobs import tiny, write_blobs
 from vtrial.diffusion.cascade import Cascade, CascadeSampler, load_cascade
 from vtrial.diffusion.conditions import Demographics, from_grid, to_grid
-from vtrial.diffusion.network import Conditions, Network, NetworkConfig, VoxelView
+from vtrial.diffusion.network import Conditions, Network, NetworkConfig
 from vtrial.diffusion.sampler import SamplerConfig, sample
 from vtrial.diffusion.tiles import TILES, blend_tiles, pass_bytes, tile_for, tiles
+from vtrial.diffusion.voxels import VoxelView
 from vtrial.diffusion.weights import list_models, read_card
 from vtrial.execution import Resources
 from vtrial.generation import LoadCascade, cascade_plan
@@ -235,9 +236,14 @@ def counted_bytes(network: NetworkConfig, shape: tuple[int, int, int]) -> int:
             x = torch.empty(grid).contiguous(memory_format=torch.channels_last_3d)
             where = torch.empty(1, 3, *grid[2:])
             context = net.prepare(Conditions(torch.empty(1, 4), x, where), grid[2:], torch.bfloat16)  # type: ignore[arg-type]
-            full, half = (1, 2 * 2, *shape), torch.bfloat16
-            view = VoxelView(lambda out: torch.empty(full, dtype=half), lambda v: to_grid(v, network.patch))
-            net((x / 2.0).to(half), torch.ones(1), context, view)
+            pair = torch.empty(1, 2, *shape)
+            view = VoxelView(pair, pair, pair)
+            net(
+                (x / 2.0).to(torch.bfloat16),
+                torch.ones(1),
+                context,
+                lambda _: (view, lambda v: to_grid(v, network.patch)),
+            )
     return peak.most
 
 

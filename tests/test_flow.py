@@ -335,5 +335,16 @@ def test_the_papers_flow_is_the_papers_diffusion_but_for_objective_and_solver(na
 def test_the_bundled_flow_has_network_data_and_budget_of_the_bundled_diffusion(name: str) -> None:
     flow, diffusion = (read_config(f"configs/{name}{twin}.toml") for twin in ("-flow", ""))
     assert flow.objective == "flow"
-    for field in ("network", "bands", "scaling", "data", "batch", "steps", "stage", "phase_condition"):
+    for field in (
+        "network",
+        "bands",
+        "scaling",
+        "low_noise",
+        "data",
+        "batch",
+        "steps",
+        "stage",
+        "phase_condition",
+        "uptake_weight",
+    ):
         assert getattr(flow, field) == getattr(diffusion, field), field

@@ -11,6 +11,7 @@ from vtrial.diffusion.conditions import Demographics, coordinates, from_grid, to
 from vtrial.diffusion.denoiser import Denoiser, NoiseConfig, Scaling, StageConfig
 from vtrial.diffusion.ema import PowerEma, decay, gamma_of
 from vtrial.diffusion.network import Conditions, Network, NetworkConfig
+from vtrial.diffusion.voxels import VoxelView
 from vtrial.training import read_config
 
 SMALL = NetworkConfig(patch=2, channels=(16, 24, 32), blocks=(1, 1, 2), coordinates=True, gated_output=True)
@@ -160,26 +161,67 @@ def test_a_voxel_head_corrects_voxels_and_begins_with_nothing(
     torch.manual_seed(3)
     network = SMALL.model_copy(update={"voxel_channels": 12})
     sd = tuple(float(v) for v in torch.linspace(1.3, 0.1, network.grid_channels)) if bands else ()
-    stage = StageConfig(stage="global", network=network, objective=objective, band_sd=sd)
+    scaling = Scaling(center=(0.3, 0.1), sd=(0.2, 0.05))
+    stage = StageConfig(stage="global", network=network, objective=objective, band_sd=sd, scaling=scaling)
     denoiser = Denoiser(stage)
     x, sigma = torch.randn(2, 16, 8, 8, 8), torch.tensor([0.2, 5.0])
     prepared = denoiser.network.prepare(conditions_for(network, (16, 16, 16)), (8, 8, 8), torch.float32)
+    head, seen = denoiser.network.voxel_head, list[VoxelView]()
+    assert head is not None
+    head.register_forward_hook(lambda _m, given, _out: seen.append(given[2]))
     alone = denoiser(x, sigma, prepared)
+    answer = torch.randn(2, 2, 16, 16, 16)
+    head.register_forward_hook(lambda _m, _given, _out: answer)
+    changed = denoiser(x, sigma, prepared)
+    s = sigma.view(2, 1, 1, 1, 1)
+    assert torch.allclose(stage.voxels_of(changed - alone), answer * s * 0.5 / (s**2 + 0.25).sqrt(), atol=1e-5)
+    assert torch.allclose(seen[0].noise, stage.voxels_of(x - alone) / s, atol=1e-4)
+    assert torch.allclose(seen[0].scaled, stage.voxels_of(alone) / 0.5, atol=1e-5)
+    assert torch.allclose(seen[0].pair, stage.decode(alone), atol=1e-5)
+    with pytest.raises(ValueError, match="look at voxels"):
+        denoiser.network(x, sigma.log() / 4.0, prepared)
+
+
+def test_a_voxel_head_learns_what_blocks_cannot_tell() -> None:
+    """Voxels of two values with little noise: which one a voxel has is plain, but a linear answer keeps the noise."""
+    generator = torch.Generator().manual_seed(4)
+    network = SMALL.model_copy(update={"voxel_channels": 12, "demographics": "channels", "coordinates": False})
+    torch.manual_seed(4)
+    denoiser = Denoiser(StageConfig(stage="global", network=network))
     head = denoiser.network.voxel_head
     assert head is not None
-    seen: list[torch.Tensor] = []
-    answer = torch.randn(2, 2, 16, 16, 16)
-    head.register_forward_hook(lambda _m, given, _out: (seen.append(given[1]), answer)[1])
-    changed = denoiser(x, sigma, prepared)
-    unit = (sigma * 0.5 / (sigma**2 + 0.25).sqrt()).view(2, 1, 1, 1, 1)
-    assert torch.allclose(stage.voxels_of(changed - alone), answer * unit, atol=1e-5)
-    noisy, clean = seen[0].chunk(2, dim=1)
-    assert torch.allclose(noisy, stage.voxels_of(x) / (sigma**2 + 0.25).sqrt().view(2, 1, 1, 1, 1), atol=1e-5)
-    assert torch.allclose(clean, stage.voxels_of(alone) / 0.5, atol=1e-5)
-    with pytest.raises(ValueError, match="view of voxels"):
-        denoiser.network(x, sigma.log() / 4.0, prepared)
-    with pytest.raises(ValueError, match="more than 4"):
-        NetworkConfig(voxel_channels=3)
+    adam = torch.optim.Adam(head.parameters(), lr=0.01)
+    conditions, sigma = Conditions(torch.rand(1, 4)), torch.tensor([0.15])
+    errors = []
+    for _ in range(150):
+        clean = to_grid((torch.rand(1, 2, 16, 16, 16, generator=generator) < 0.5).float() - 0.5, 2)
+        noise = torch.randn(clean.shape, generator=generator)
+        loss, error = denoiser.loss(clean, sigma, noise, conditions, torch.float32)
+        adam.zero_grad()
+        loss.backward()
+        adam.step()
+        errors.append(float(error[0]))
+    assert errors[-1] < 0.2 * errors[0]
+
+
+def test_high_uptake_counts_more_in_the_loss_and_not_in_the_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    denoiser = Denoiser(StageConfig(stage="global", network=SMALL))
+    clean = torch.zeros(1, 16, 8, 8, 8)
+    clean[:, 8:, 2:4] = 4.0  # PET, eight SDs in a quarter of the places
+    fault = torch.full(clean.shape, 0.01, requires_grad=True)
+    monkeypatch.setattr(denoiser, "forward", lambda *given: clean + fault)
+    known, sigma = conditions_for(SMALL, (16, 16, 16), 1), torch.tensor([0.1])
+
+    def pulls(weight: float) -> tuple[torch.Tensor, float]:
+        """How the loss pulls at each place of D along x, and the error."""
+        loss, error = denoiser.loss(clean, sigma, torch.zeros_like(clean), known, torch.float32, (weight, 2.0))
+        return torch.autograd.grad(loss, fault)[0].mean((0, 1, 3, 4)), float(error[0])
+
+    (plain, error), (weighted, same) = pulls(0.0), pulls(1.0)
+    assert error == same
+    assert torch.allclose(plain, plain[:1].expand(8))
+    assert float(weighted[2] / weighted[0]) == pytest.approx(1.0 + 8.0**2, rel=0.02)
+    assert float(weighted.mean()) == pytest.approx(float(plain.mean()), rel=1e-4), "of all places as much as before"
 
 
 @pytest.mark.parametrize("patch", [1, 2, 4])

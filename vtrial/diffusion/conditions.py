@@ -10,6 +10,7 @@ from torch import Tensor
 from vtrial.geometry import FACTOR
 from vtrial.records import Sex
 
+VOLUME_CHANNELS = 2  # CT, PET
 PHASE = (1, 1, 1)
 """Offset of the low-resolution voxels in the full grid wherever the two stages meet: LR[i] = HR[4 i + 1]."""
 

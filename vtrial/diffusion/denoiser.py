@@ -8,17 +8,21 @@ tells how the same F gives a velocity.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vtrial.diffusion.bands import from_bands, to_bands
 from vtrial.diffusion.conditions import PHASE, Demographics, from_grid, phase_vector, to_grid
 from vtrial.diffusion.flow import path, preconditioning
 from vtrial.diffusion.layers import MPConv, MPFourier
-from vtrial.diffusion.network import Conditions, Network, NetworkConfig, Prepared, VoxelView
+from vtrial.diffusion.network import Conditions, Network, NetworkConfig, Prepared
+from vtrial.diffusion.voxels import VoxelView
 
 StageName = Literal["global", "global-detail", "super-resolution"]
 """Networks of the cascade; "global-detail" is stage 1 at low noise, an expert of its own."""
@@ -177,39 +181,48 @@ class Denoiser(nn.Module):
 
     def _network(self, x: Tensor, sigma: Tensor, prepared: Prepared, dtype: torch.dtype) -> Tensor:
         """F for a grid `x` of magnitude 1."""
-        view = self._voxel_view(x, sigma.float().view(-1, 1, 1, 1, 1)) if self.config.network.voxel_channels else None
-        out: Tensor = self.network(x.to(dtype), sigma.float().log() / 4.0, prepared, view)
+        look = (
+            partial(self._look, x, sigma.float().view(-1, 1, 1, 1, 1)) if self.config.network.voxel_channels else None
+        )
+        out: Tensor = self.network(x.to(dtype), sigma.float().log() / 4.0, prepared, look)
         return out
 
-    def _voxel_view(self, x: Tensor, s: Tensor) -> VoxelView:
-        """How a voxel head sees x/√(σ² + s²) and D, both of magnitude near 1, and how D's correction becomes F's.
+    def _look(self, x: Tensor, s: Tensor, out: Tensor) -> tuple[VoxelView, Callable[[Tensor], Tensor]]:
+        """F as a voxel head sees it, and how its correction of D becomes one of F.
 
-        The correction of a voxel is in units of σ·s/√(σ² + s²), with the SD s of voxels: what noise leaves uncertain.
+        The correction is in units of σ·s/√(σ² + s²), with the SD s of voxels: what noise leaves uncertain. No gradient
+        goes through what is seen: through waves of high frequency it would tell the U-Net little.
         """
-        data = self.config.channel_sd(x)
-        total = (s**2 + data**2).sqrt()
-        voxel = self.config.sigma_data
-        voxel_total = (s**2 + voxel**2).sqrt()
-
-        def pairs(out: Tensor) -> Tensor:
-            noisy = self.config.voxels_of(x * total) / voxel_total
-            clean = self.config.voxels_of(torch.addcmul(x * (data**2 / total), out.to(x.dtype), s * data / total))
-            return torch.cat([noisy, clean / voxel], 1).to(out.dtype)
+        config, data = self.config, self.config.channel_sd(x)
+        total, voxel = (s**2 + data**2).sqrt(), self.config.sigma_data
+        grid = torch.addcmul(x * (data**2 / total), out.detach().to(x.dtype), s * data / total)
+        clean = config.voxels_of(grid)
+        noise = config.voxels_of((x * total - grid) / s)
 
         def back(correction: Tensor) -> Tensor:
-            grid = self.config.grid_of(correction.to(x.dtype) * (voxel / voxel_total))
-            return (grid * (total / data)).to(correction.dtype)
+            part = config.grid_of(correction.to(x.dtype) * (voxel / (s**2 + voxel**2).sqrt()))
+            return (part * (total / data)).to(correction.dtype)
 
-        return VoxelView(pairs, back)
+        return VoxelView(config.scaling.decode(clean, voxel), clean / voxel, noise), back
 
     def loss(
-        self, clean: Tensor, sigma: Tensor, noise: Tensor, conditions: Conditions, dtype: torch.dtype
+        self,
+        clean: Tensor,
+        sigma: Tensor,
+        noise: Tensor,
+        conditions: Conditions,
+        dtype: torch.dtype,
+        emphasis: tuple[float, float] = (0.0, 2.0),
     ) -> tuple[Tensor, Tensor]:
         """(loss to minimise, weighted error (b,)): equations 14 and 15, or the squared error of the flow's velocity.
 
         The error, 1 before training, is that of F and means the same for both objectives. In bands, a channel weighs in
         it as its c_out (EDM's λ weighs all alike, the plain squared error as c_out²): fine bands are many and small.
         The flow's loss has no such weights: bands are a rotation, so it is the plain loss of voxels.
+
+        With `emphasis` (w, k) the loss, not the error, counts a place as 1 + w·q^k, q the uptake that is seen there in
+        SDs above the mean, by D or in the low-resolution volume. A weight that depends on the input alone does not move
+        the minimum; it tells where to be near it.
         """
         shape = (clean.shape[2], clean.shape[3], clean.shape[4])
         prepared = self.network.prepare(conditions, shape, dtype)
@@ -219,13 +232,29 @@ class Denoiser(nn.Module):
         weight = scale / scale.mean(1, keepdim=True)
         if self.config.objective == "flow":
             keep, t = path(s)
-            fault = self.velocity(keep * clean + t * noise, sigma, prepared, dtype) - (noise - clean)
+            x_t = keep * clean + t * noise
+            u = self.velocity(x_t, sigma, prepared, dtype)
+            fault = u - (noise - clean)
             _, out = preconditioning(s, data)
-            return fault.square().mean(), (weight * (fault.detach() / out).square()).flatten(1).mean(1)
+            counts = self._counts((x_t - t * u).detach(), conditions, emphasis)
+            return (counts * fault.square()).mean(), (weight * (fault.detach() / out).square()).flatten(1).mean(1)
         denoised = self(clean + s * noise, sigma, prepared, dtype)
-        error = (weight * ((denoised - clean) / scale).square()).flatten(1).mean(1)
+        errors = weight * ((denoised - clean) / scale).square()
+        counted = (self._counts(denoised.detach(), conditions, emphasis) * errors).flatten(1).mean(1)
         u = self.uncertainty(self.uncertainty_features(sigma.log() / 4.0))[:, 0]
-        return (error / u.exp() + u).mean(), error.detach()
+        return (counted / u.exp() + u).mean(), errors.detach().flatten(1).mean(1)
+
+    def _counts(self, denoised: Tensor, conditions: Conditions, emphasis: tuple[float, float]) -> Tensor:
+        """How much each place of the grid (b, 1, x, y, z) counts, 1 in the mean of an example."""
+        if not emphasis[0]:
+            return denoised.new_ones([])
+        if conditions.low is not None:
+            pet = conditions.low[:, self.config.network.grid_channels // 2 :].mean(1, keepdim=True)
+        else:
+            pet = F.avg_pool3d(self.config.voxels_of(denoised)[:, 1:], self.config.network.patch)
+            pet = pet / self.config.sigma_data
+        counts = 1.0 + emphasis[0] * pet.clamp(min=0.0) ** emphasis[1]
+        return counts / counts.mean((2, 3, 4), keepdim=True)
 
     def normalize_(self) -> None:
         """Forced weight normalisation after an optimiser step."""

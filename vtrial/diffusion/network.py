@@ -10,19 +10,17 @@ times shorter (`vtrial.diffusion.conditions.to_grid`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from vtrial.diffusion.conditions import from_grid
-from vtrial.diffusion.layers import SILU_MAGNITUDE, Block, MPConv, MPFourier, Resample, mp_concat, mp_silu, mp_sum
+from vtrial.diffusion.conditions import VOLUME_CHANNELS
+from vtrial.diffusion.layers import Block, MPConv, MPFourier, Resample, mp_concat, mp_silu, mp_sum
+from vtrial.diffusion.voxels import Look, VoxelHead
 
-VOLUME_CHANNELS = 2  # CT, PET
 COORDINATES = 3
 Positive = Annotated[int, Field(ge=1)]
 
@@ -56,13 +54,11 @@ class NetworkConfig(BaseModel):
     """Whether the output holds a gate on the noisy input, voxel by voxel: a local Wiener filter costs no features."""
 
     voxel_channels: Annotated[int, Field(ge=0)] = 0
-    """Channels of two convolutions on single voxels after the U-Net (`VoxelHead`); 0: none. A block of p³ voxels shares
+    """Channels of a small network on single voxels after the U-Net (`VoxelHead`); 0: none. A block of p³ voxels shares
     the features of one place of the grid, too few for each voxel to be decided by itself, as sharp edges need."""
 
     @model_validator(mode="after")
     def _consistent(self) -> NetworkConfig:
-        if 0 < self.voxel_channels <= VoxelHead.KNOWN:
-            raise ValueError(f"voxel_channels must be 0 or more than {VoxelHead.KNOWN}")
         if len(self.channels) != len(self.blocks):
             raise ValueError("channels and blocks need the same number of levels")
         if len(self.condition_center) != len(self.condition_scale):
@@ -116,15 +112,6 @@ class Prepared:
         return Prepared(self.context[(slice(None), slice(None), *where)], self.embedding)
 
 
-@dataclass(frozen=True)
-class VoxelView:
-    """Between the grid and voxels, for one noisy input: F -> the noisy and the denoised pair (b, 4, x, y, z), and a
-    correction (b, 2, x, y, z) of the pair -> one of F."""
-
-    pairs: Callable[[Tensor], Tensor]
-    back: Callable[[Tensor], Tensor]
-
-
 class _Ascend(nn.Module):
     """On the way up: fewer channels at the coarse grid, then trilinear doubling."""
 
@@ -135,34 +122,6 @@ class _Ascend(nn.Module):
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         out: Tensor = self.up(self.project(x))
-        return out
-
-
-class VoxelHead(nn.Module):
-    """What the U-Net's blocks of voxels leave, corrected voxel by voxel: zero at initialisation.
-
-    It sees features of the U-Net, space to depth undone, the noisy pair and the pair as denoised so far.
-    """
-
-    KNOWN = 2 * VOLUME_CHANNELS
-
-    def __init__(self, config: NetworkConfig, features: int, embedding: int) -> None:
-        super().__init__()
-        self.patch, channels = config.patch, config.voxel_channels
-        self.spread = MPConv(features, (channels - self.KNOWN) * config.patch**3, 1)
-        self.conv0 = MPConv(channels, channels, 3, scale=1.0 / SILU_MAGNITUDE)
-        self.conv1 = MPConv(channels, channels, 3, scale=1.0 / SILU_MAGNITUDE)
-        self.modulate = MPConv(embedding, channels, 0, learned_gain=True)
-        self.shift = MPConv(embedding, channels, 0, learned_gain=True)
-        self.exit = MPConv(channels, VOLUME_CHANNELS, 1, scale=1.0 / SILU_MAGNITUDE, learned_gain=True)
-
-    def forward(self, features: Tensor, pairs: Tensor, embedding: Tensor) -> Tensor:
-        """Features (b, c, x/p, y/p, z/p), both pairs (b, 4, x, y, z) of magnitude 1 -> (b, 2, x, y, z)."""
-        spread = from_grid(self.spread(features), self.patch)
-        h = torch.cat([spread, pairs], 1).contiguous(memory_format=torch.channels_last_3d)
-        gain, shift = (layer(embedding).to(h.dtype)[:, :, None, None, None] for layer in (self.modulate, self.shift))
-        h = torch.addcmul(shift, self.conv0(F.silu(h)), 1.0 + gain)
-        out: Tensor = self.exit(F.silu(self.conv1(F.silu(h))))
         return out
 
 
@@ -190,7 +149,9 @@ class Network(nn.Module):
             _build_light(self, widest)
         outputs = config.grid_channels * (2 if config.gated_output else 1)
         self.exit = MPConv(config.channels[0], outputs, config.edge_kernel, learned_gain=True)
-        self.voxel_head = VoxelHead(config, config.channels[0], widest) if config.voxel_channels else None
+        self.voxel_head = (
+            VoxelHead(config.channels[0], config.voxel_channels, config.patch) if config.voxel_channels else None
+        )
 
     def prepare(self, conditions: Conditions, shape: tuple[int, int, int], dtype: torch.dtype) -> Prepared:
         """Everything that depends on the conditions alone, for a grid of `shape`, computed in `dtype`.
@@ -223,10 +184,10 @@ class Network(nn.Module):
         out: Tensor = second(mp_silu(first(values)))
         return out
 
-    def forward(self, x: Tensor, c_noise: Tensor, prepared: Prepared, voxels: VoxelView | None = None) -> Tensor:
+    def forward(self, x: Tensor, c_noise: Tensor, prepared: Prepared, look: Look | None = None) -> Tensor:
         """F for a noisy grid `x` (b, 2p³, x, y, z), scaled to magnitude 1, and c_noise (b,) = ln(sigma)/4.
 
-        `voxels` is how a voxel head looks at the grid and answers in it; needed where there is one.
+        `look` is how a voxel head sees F, and how its correction becomes one of F; needed where there is one.
         """
         embedding = self.noise_embedding(self.noise_features(c_noise))
         if prepared.embedding is not None:
@@ -247,9 +208,10 @@ class Network(nn.Module):
             out = torch.addcmul(direct, gate, x)
         if self.voxel_head is None:
             return out
-        if voxels is None:
-            raise ValueError("a network with a voxel head needs a view of voxels")
-        return out + voxels.back(self.voxel_head(h, voxels.pairs(out), embedding))
+        if look is None:
+            raise ValueError("a network with a voxel head needs a look at voxels")
+        view, back = look(out)
+        return out + back(self.voxel_head(h, c_noise, view))
 
     def normalize_(self) -> None:
         """Forced weight normalisation of every layer (EDM2 equation 66); call after each optimiser step."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vtrial.diffusion.network import NetworkConfig
+from vtrial.diffusion.voxels import VOXEL_FEATURES, VoxelHead
 from vtrial.geometry import SHAPE
 
 Where = tuple[slice, slice, slice]
@@ -39,7 +40,7 @@ def pass_bytes(network: NetworkConfig, shape: Triple) -> int:
     else:
         channels = 7 * finest  # one skip, and what comes up has the channels of this level already
     if network.voxel_channels:  # it comes after the U-Net, of which only the last features are left
-        channels = max(channels, 2 * finest + 4 * network.voxel_channels * network.patch**3)
+        channels = max(channels, 2 * finest + 6 * (VoxelHead.SEEN + VOXEL_FEATURES) * network.patch**3)
     return math.prod(shape) * (2 * channels // network.patch**3 + 24)
 
 

@@ -60,7 +60,10 @@ def new_state(config: TrainingConfig, stage: StageConfig, support: Support, devi
         denoiser = Denoiser(stage)
     denoiser.normalize_()
     denoiser.to(device)
-    optimizer = Optimizer(denoiser.parameters(), is_matrix if config.optimizer.matrix_lr else lambda _: False)
+    head = denoiser.network.voxel_head
+    plain = {id(p) for p in head.parameters()} if head is not None else set()
+    by_muon = config.optimizer.matrix_lr is not None
+    optimizer = Optimizer(denoiser.parameters(), lambda p: by_muon and is_matrix(p) and id(p) not in plain)
     ema = PowerEma(dict(denoiser.named_parameters()), config.ema)
     return TrainingState(stage, support, denoiser, optimizer, ema)
 

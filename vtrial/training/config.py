@@ -102,6 +102,9 @@ class TrainingConfig(BaseModel):
     low_noise: LowNoise = (0.0, 0.0)
     """Stage 2: what `StageConfig.low_noise` is to be."""
     noise: NoiseConfig = NoiseConfig()
+    uptake_weight: Annotated[float, Field(ge=0.0)] = 0.0
+    """How much more the loss counts places of high uptake, to which power (`Denoiser.loss`)."""
+    uptake_power: Annotated[float, Field(ge=1.0)] = 2.0
     optimizer: OptimizerConfig = OptimizerConfig()
     data: DataConfig = DataConfig()
     ema: tuple[Annotated[float, Field(gt=0.0, lt=0.28)], ...] = (0.05, 0.10)

@@ -92,7 +92,12 @@ def learn(config: TrainingConfig, state: TrainingState, batch: Batch | None, sha
         noise = torch.stack([noise_of(config, state.step, i, clean[0]) for i in range(first, last)])
         noise = noise.contiguous(memory_format=torch.channels_last_3d)
         mean, errors[first:last] = state.denoiser.loss(
-            clean, sigmas[first:last], noise, part.conditions(state.stage), dtype_for(config, clean)
+            clean,
+            sigmas[first:last],
+            noise,
+            part.conditions(state.stage),
+            dtype_for(config, clean),
+            (config.uptake_weight, config.uptake_power),
         )
         weighted = mean * ((last - first) / count)
         weighted.backward()  # type: ignore[no-untyped-call]
