@@ -65,7 +65,7 @@ class Linear(nn.Module):
     def prepare(self, conditions: Conditions, shape: tuple[int, int, int], dtype: torch.dtype) -> Prepared:
         return Prepared(conditions.vector, None)
 
-    def forward(self, x: Tensor, c_noise: Tensor, prepared: Prepared) -> Tensor:
+    def forward(self, x: Tensor, c_noise: Tensor, prepared: Prepared, look: None = None) -> Tensor:
         # F = (D - c_skip x)/c_out with D = true²/(true² + σ²) x, for the input x/√(σ² + assumed²)
         square = (4.0 * c_noise).exp().square().view(-1, 1, 1, 1, 1)
         gain = self.true / (self.true + square) - self.assumed / (self.assumed + square)
