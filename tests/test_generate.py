@@ -30,7 +30,7 @@ from vtrial.imaging.files import read_nifti, voxel_sha256
 from vtrial.pipeline import Cohort, making
 from vtrial.production import Plan, RunSummary, carry_out
 from vtrial.records import Subject
-from vtrial.storage import open_folder
+from vtrial.storage import LocalFolder, open_folder
 
 
 def people(n: int, seed: int = 3) -> list[Subject]:
@@ -167,6 +167,22 @@ def test_an_interrupted_driver_lets_go_in_order(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "run", 2, WatchedExecutor(threads=1), report=interrupt)
     assert WatchedExecutor.events == ["workers gone", "machines given back"]
+    assert pd.read_parquet(tmp_path / "run/subjects.parquet").status.tolist() == ["ok", "pending"]
+
+
+def test_the_table_of_an_interrupted_driver_has_all_that_is_in_the_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C may come when an entry has just reached the disk."""
+    append = LocalFolder.append
+
+    def interrupted(folder: LocalFolder, name: str, line: str) -> None:
+        append(folder, name, line)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(LocalFolder, "append", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "run", 2)
     assert pd.read_parquet(tmp_path / "run/subjects.parquet").status.tolist() == ["ok", "pending"]
 
 

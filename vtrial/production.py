@@ -132,6 +132,7 @@ def _work(run: Run, plan: Plan, todo: Sequence[Subject], executor: Executor, rep
         ) from error
     except KeyboardInterrupt:
         with suppress(OSError):
+            run.reread()
             run.write_tables(plan.subjects, plan.flags)
         raise
     finally:

@@ -166,6 +166,10 @@ class Run:
         self.folder.append(JOURNAL, entry.model_dump_json())
         self.latest[entry.index] = entry
 
+    def reread(self) -> None:
+        """Take `latest` from the journal again: an interrupted `record` may have reached the disk alone."""
+        self.latest = _latest(self.folder)
+
     @property
     def has_views(self) -> bool:
         """Whether the last session came to its end and the tables it wrote are there."""
@@ -251,4 +255,9 @@ def open_run(folder: Folder, fresh: Manifest) -> Iterator[Run]:
 
 
 def _run(folder: Folder, manifest: Manifest, refusal: InputError | None = None) -> Run:
-    return Run(folder, manifest, {entry.index: entry for entry in read_journal(folder)}, folder.sizes(), refusal)
+    return Run(folder, manifest, _latest(folder), folder.sizes(), refusal)
+
+
+def _latest(folder: Folder) -> dict[int, JournalEntry]:
+    """The last entry of each subject by its index."""
+    return {entry.index: entry for entry in read_journal(folder)}
