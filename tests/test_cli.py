@@ -334,11 +334,11 @@ def test_a_fresh_stage_is_sampled_over_the_noise_it_was_trained_on(
         solver = "flow-heun" if config.endswith("flow") else "heun"
         steps = 35 if "global" in config else 100
         assert exported[read_config(path).stage] == SamplerConfig(name=solver, steps=steps)  # type: ignore[arg-type]
-    for stage in ("global", "global-detail"):  # the expert knows 0.01 to 30, and takes over in the middle
+    for stage in ("global", "global-detail"):  # the expert knows 0.01 to 8, and takes over in the middle
         path = repository / "configs" / f"bundled-{stage}.toml"
         vtrial.pipeline.train(path, tmp_path, tmp_path / "experts", lambda line: None, trainer=trained)
     assert (exported["global"].sigma_max, exported["global"].sigma_min) == (2000.0, 0.01)
-    assert exported["global-detail"].sigma_max == 15.0
+    assert exported["global-detail"].sigma_max == 4.0
 
 
 def test_samplers_and_tiles_can_be_chosen(

@@ -495,6 +495,22 @@ def test_a_new_run_can_start_from_a_model(data: Path, tmp_path: Path) -> None:
         train(tiny("super-resolution", steps=2), data, tmp_path / "third", start_from=tmp_path / "model")
 
 
+def test_a_run_of_another_version_is_told(data: Path, tmp_path: Path) -> None:
+    config = tiny("global", steps=2)
+    train(config, data, tmp_path / "run")
+    path = tmp_path / "run" / "checkpoint.pt"
+    content = read_checkpoint(path)
+    then = json.loads(content["config"])
+    then["data"]["low_noise"] = 0.01
+    torch.save(content | {"config": json.dumps(then)}, path)
+    for use in (
+        lambda: train(config, data, tmp_path / "run"),
+        lambda: export_model(tmp_path / "m", {"global": tmp_path / "run"}, {"global": SamplerConfig()}, name="m"),
+    ):
+        with pytest.raises(InputError, match=r"another version of vtrial.*data\.low_noise"):
+            use()
+
+
 def test_a_voxel_head_can_be_added_to_a_trained_network(data: Path, tmp_path: Path) -> None:
     config = tiny("global", steps=40)
     train(config, data, tmp_path / "first")

@@ -25,6 +25,7 @@ class VoxelView:
     noise: Tensor
 
 
+# F of the U-Net -> what a head sees of it, and how its correction of the pair becomes one of F.
 Look = Callable[[Tensor], tuple[VoxelView, Callable[[Tensor], Tensor]]]
 
 

@@ -176,6 +176,7 @@ class Field:
             least = np.maximum(share - bound.moved, 0.0) if inside is not None else share
             with np.errstate(divide="ignore", invalid="ignore"):
                 limits = means + bound.factor * spread / least
+                limits += np.float32(_ROUNDING / 2.0) * np.abs(limits)  # sums of float32 err by some last bits
             return np.where(np.isnan(limits), np.inf, limits)
 
         return self.around(anchors, bound.stencil, compute)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy import ndimage
 from torch import Tensor
 
 from vtrial.diffusion.bands import to_bands
@@ -148,11 +149,7 @@ def sharpness(pet: Tensor) -> NDArray[np.float64]:
     It tells of the low-resolution volume alone, which stage 2 is given, so choosing patches by it leaves the
     distribution that the stage learns as it is.
     """
-    volume = pet.double().cpu().numpy()
-    padded = np.pad(volume, 1, mode="edge")
-    inside = slice(1, -1)
-    neighbours = [np.roll(padded, shift, axis)[inside, inside, inside] for axis in range(3) for shift in (-1, 1)]
-    weight: NDArray[np.float64] = np.square(np.square(6.0 * volume - np.sum(neighbours, 0))) + 1e-12
+    weight: NDArray[np.float64] = ndimage.laplace(pet.double().cpu().numpy(), mode="nearest") ** 4 + 1e-12
     share: NDArray[np.float64] = weight / weight.sum()
     return share
 
@@ -163,8 +160,8 @@ def origin_at_peak(
     """A place for a patch that holds a low-resolution voxel drawn by `sharp`, anywhere in the patch."""
     voxel = np.unravel_index(int(np.searchsorted(np.cumsum(sharp), rng.random())), sharp.shape)
     places = []
-    for v, n, s in zip(voxel, whole, shape, strict=True):
-        center = FACTOR * int(v) + PHASE[0]
+    for v, p, n, s in zip(voxel, PHASE, whole, shape, strict=True):
+        center = FACTOR * int(v) + p
         first, last = max(center - s + 1, 0), min(center, n - s)
         places.append(int(rng.integers(-(-first // align), last // align + 1)) * align)
     return places[0], places[1], places[2]

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from vtrial.course import save_whole
@@ -60,12 +61,18 @@ def new_state(config: TrainingConfig, stage: StageConfig, support: Support, devi
         denoiser = Denoiser(stage)
     denoiser.normalize_()
     denoiser.to(device)
-    head = denoiser.network.voxel_head
-    plain = {id(p) for p in head.parameters()} if head is not None else set()
-    by_muon = config.optimizer.matrix_lr is not None
-    optimizer = Optimizer(denoiser.parameters(), lambda p: by_muon and is_matrix(p) and id(p) not in plain)
+    optimizer = Optimizer(denoiser.parameters(), by_muon(config, denoiser))
     ema = PowerEma(dict(denoiser.named_parameters()), config.ema)
     return TrainingState(stage, support, denoiser, optimizer, ema)
+
+
+def by_muon(config: TrainingConfig, denoiser: Denoiser) -> Callable[[nn.Parameter], bool]:
+    """Which parameters Muon moves, if the configuration has it: matrices, but not those of a voxel head."""
+    if not config.optimizer.matrix_lr:
+        return lambda _: False
+    head = denoiser.network.voxel_head
+    plain = {id(p) for p in head.parameters()} if head is not None else set()
+    return lambda p: is_matrix(p) and id(p) not in plain
 
 
 def stage_to_start_from(config: TrainingConfig, model: str | Path) -> tuple[ModelCard, StageCard]:
@@ -169,7 +176,7 @@ def check_run(folder: Path, config: TrainingConfig, data_sha256: str = "") -> No
 
 
 def _compare(folder: Path, config: TrainingConfig, data_sha256: str, content: dict[str, Any]) -> None:
-    then, now = _comparable(TrainingConfig.model_validate_json(content["config"])), _comparable(config)
+    then, now = _comparable(config_of(content, folder)), _comparable(config)
     changed = [name for name in now if now[name] != then[name]]
     problems = []
     if changed:
@@ -181,6 +188,18 @@ def _compare(folder: Path, config: TrainingConfig, data_sha256: str, content: di
         )
     if problems:
         raise InputError(problems)
+
+
+def config_of(content: dict[str, Any], folder: Path) -> TrainingConfig:
+    """The configuration of a checkpoint in `folder`; InputError where another version wrote what this one lacks."""
+    try:
+        return TrainingConfig.model_validate_json(content["config"])
+    except ValidationError as error:
+        fields = ", ".join(".".join(map(str, e["loc"])) for e in error.errors())
+        raise InputError(
+            f"{folder}: trained by another version of vtrial (its configuration has {fields}); end it with that one, "
+            "or choose another --out"
+        ) from None
 
 
 def data_of(content: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,9 +22,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vtrial.diffusion.denoiser import Denoiser, Scaling, StageConfig
 from vtrial.memory import total_memory_bytes
-from vtrial.optimizer import is_matrix
 from vtrial.training.batches import Batch, make_batch
-from vtrial.training.checkpoint import new_state
+from vtrial.training.checkpoint import by_muon, new_state
 from vtrial.training.config import TrainingConfig
 from vtrial.training.data import StoredVolumes, VolumeSource
 from vtrial.training.loop import DTYPES, learn, update
@@ -216,23 +216,25 @@ def _storage(tensor: Tensor) -> StorageWeakRef:
     return StorageWeakRef(tensor.untyped_storage())  # type: ignore[no-untyped-call]
 
 
-def _parameters(stage: StageConfig, which: Callable[[nn.Parameter], bool] = lambda _: True) -> int:
+def _parameters(stage: StageConfig, which: Callable[[Denoiser], Callable[[nn.Parameter], bool]] | None = None) -> int:
     with META:
-        return sum(p.numel() for p in Denoiser(stage).parameters() if which(p))
+        denoiser = Denoiser(stage)
+        chosen = which(denoiser) if which else lambda _: True
+        return sum(p.numel() for p in denoiser.parameters() if chosen(p))
 
 
 def _memory(
     config: TrainingConfig, source: VolumeSource, stage: StageConfig, costs: list[_Cost], share: Share
 ) -> Memory:
     parameters = _parameters(stage)
-    by_muon = _parameters(stage, is_matrix) if config.optimizer.matrix_lr else 0
+    matrices = _parameters(stage, partial(by_muon, config))
     volumes = 0
     if isinstance(source, StoredVolumes) and config.stage != "super-resolution":
         volumes = min(len(source.ids) * config.data.phases * costs[0].whole_bytes, source.memory)
     return Memory(
         weights=4 * parameters,
         gradients=4 * parameters,
-        optimizer=4 * (by_muon + 2 * (parameters - by_muon)),
+        optimizer=4 * (matrices + 2 * (parameters - matrices)),
         averages=4 * parameters * len(config.ema),
         exchange=4 * parameters if share.world > 1 else 0,
         activations=max(cost.learning(cost.part) for cost in costs),

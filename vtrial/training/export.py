@@ -14,8 +14,7 @@ from vtrial.diffusion.denoiser import StageConfig, StageName
 from vtrial.diffusion.sampler import SamplerConfig
 from vtrial.diffusion.weights import WEIGHT_FILES, ExtentFit, ModelCard, StageCard, save_weights, write_card
 from vtrial.records import InputError, Support
-from vtrial.training.checkpoint import CHECKPOINT, data_of, read_checkpoint, read_support
-from vtrial.training.config import TrainingConfig
+from vtrial.training.checkpoint import CHECKPOINT, config_of, data_of, read_checkpoint, read_support
 from vtrial.training.fitting import METRICS
 from vtrial.training.snapshots import averaged
 
@@ -82,7 +81,7 @@ def _export_stage(
     folder: Path, stage: StageName, run: Path, sampler: SamplerConfig, ema: float | None
 ) -> tuple[StageCard, Support]:
     content = read_checkpoint(run / CHECKPOINT)
-    config = TrainingConfig.model_validate_json(content["config"])
+    config = config_of(content, run)
     if config.stage != stage:
         raise InputError(f"{run}: a training run of the {config.stage} stage, not of {stage}")
     length = min(float(length) for length in content["ema"]) if ema is None else ema
