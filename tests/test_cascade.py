@@ -263,6 +263,13 @@ def test_the_memory_of_a_pass_is_foreseen(network: NetworkConfig) -> None:
     assert 0.95 < pass_bytes(network, (96, 96, 96)) / counted < 1.5
 
 
+def test_a_pass_in_float32_takes_more_and_is_tiled_sooner() -> None:
+    half, single = (pass_bytes(PAPER, SHAPE, value_bytes) for value_bytes in (2, 4))
+    assert 1.7 * half < single < 2.0 * half
+    assert tile_for(70 * 10**9, PAPER, 2) is None
+    assert tile_for(70 * 10**9, PAPER, 4) is not None
+
+
 def test_the_bundled_model_is_tiled_as_it_has_always_been() -> None:
     assert read_card("phantom-v1").stages["super-resolution"].config.network == BUNDLED
     for megabytes in range(1000, 100_000, 50):
@@ -284,7 +291,7 @@ def test_the_machine_chooses_the_tile_for_the_models_network(monkeypatch: pytest
         raise Seen(sampler.tile)
 
     high = SimpleNamespace(config=SimpleNamespace(network=PAPER))
-    loaded = SimpleNamespace(device=torch.device("cpu"), high=high, sample=sample)
+    loaded = SimpleNamespace(device=torch.device("cpu"), dtype=torch.bfloat16, high=high, sample=sample)
     monkeypatch.setattr("vtrial.generation.load_cascade", lambda *unused: loaded)
     monkeypatch.setattr("vtrial.generation.total_memory_bytes", lambda: 24 * 10**9)
     person = Subject("A", 0, 0, "F", 60.0, 165.0, 70.0, "s")

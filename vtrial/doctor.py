@@ -66,10 +66,16 @@ def _packages() -> Finding:
 def _torch() -> Finding:
     import torch
 
+    from vtrial.precision import has_bfloat16
+
     build = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CPU build"
     if not torch.cuda.is_available():
         unused = " (no GPU is usable)" if torch.version.cuda else ""
-        return Finding("torch", f"{torch.__version__}, {build}{unused}")
+        fast = has_bfloat16(torch.device("cpu"))
+        networks = (
+            "bfloat16" if fast else "float32, as this processor has no kernels for bfloat16: several times slower"
+        )
+        return Finding("torch", f"{torch.__version__}, {build}{unused}, networks in {networks}")
     names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return Finding("torch", f"{torch.__version__}, {build}, {', '.join(names)}")
 

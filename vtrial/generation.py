@@ -97,7 +97,7 @@ class LoadCascade:
         cascade = load_cascade(self.model, resources.device)
         gpu = cascade.device.type == "cuda"
         memory = torch.cuda.get_device_properties(cascade.device).total_memory if gpu else total_memory_bytes()
-        tile = self.sampler.tile or tile_for(memory, cascade.high.config.network)
+        tile = self.sampler.tile or tile_for(memory, cascade.high.config.network, cascade.dtype.itemsize)
         sampler = replace(self.sampler, tile=tile)
 
         def render(subject: Subject) -> Scan:

@@ -17,6 +17,7 @@ from vtrial.diffusion.tiles import Triple, Where, blend_tiles
 from vtrial.diffusion.weights import ModelCard, load_weights, model_folder, verify_model
 from vtrial.geometry import LOW_SHAPE, SHAPE
 from vtrial.memory import keep_freed_memory
+from vtrial.precision import usual_dtype
 from vtrial.records import InputError
 
 Progress = Callable[[str, int, int], None]
@@ -226,14 +227,15 @@ def _grid_shape(shape: Triple, patch: int) -> Triple:
 
 
 def load_cascade(
-    name_or_dir: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype = torch.bfloat16
+    name_or_dir: str | Path, device: str | torch.device = "cpu", dtype: torch.dtype | None = None
 ) -> Cascade:
-    """A cascade from a bundled model's name or a model folder.
+    """A cascade from a bundled model's name or a model folder, to compute in `dtype`: by default what suits the device.
 
     InputError if there is no such model, a stage is missing, or a file's hash differs from the card's.
     """
     folder, card = model_folder(name_or_dir), verify_model(name_or_dir)
     place = torch.device(device)
+    dtype = dtype or usual_dtype(place)
     stages: dict[StageName, Denoiser] = {}
     for name, stage in card.stages.items():
         weights = load_weights(folder / stage.file, stage.sha256)

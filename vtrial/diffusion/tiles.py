@@ -26,13 +26,13 @@ WHOLE_VOLUME_BYTES = 6 * 10**9
 TILES: tuple[Triple, ...] = tuple((SHAPE[0], SHAPE[1], length) for length in (128, 96, 64))
 
 
-def pass_bytes(network: NetworkConfig, shape: Triple) -> int:
-    """About the most bytes at once of one evaluation of a grid of `shape` voxels, in bfloat16.
+def pass_bytes(network: NetworkConfig, shape: Triple, value_bytes: int = 2) -> int:
+    """About the most bytes at once of one evaluation of a grid of `shape` voxels, in numbers of `value_bytes`.
 
     That is where the decoder is back at full resolution: the context, the skips of this level, what comes up from the
     level below, and both of them scaled and joined; besides, three grids in float32. Counted on tensors without content
-    it is 33.0 GB for the published network and 0.6 GB for the bundled one. Kernels' own memory comes on top (measured
-    on a CPU: a fifth), as do attention's scores where they are kept.
+    it is 33.0 GB for the published network in bfloat16 and 0.6 GB for the bundled one. Kernels' own memory comes on top
+    (measured on a CPU: a fifth), as do attention's scores where they are kept.
     """
     finest, below = network.channels[0], network.channels[:2][-1]
     if network.layout == "edm2":
@@ -41,18 +41,18 @@ def pass_bytes(network: NetworkConfig, shape: Triple) -> int:
         channels = 7 * finest  # one skip, and what comes up has the channels of this level already
     if network.voxel_channels:  # it comes after the U-Net, of which only the last features are left
         channels = max(channels, 2 * finest + 6 * (VoxelHead.SEEN + VOXEL_FEATURES) * network.patch**3)
-    return math.prod(shape) * (2 * channels // network.patch**3 + 24)
+    return math.prod(shape) * (value_bytes * channels // network.patch**3 + 24)
 
 
-def tile_for(memory_bytes: int, network: NetworkConfig) -> Triple | None:
+def tile_for(memory_bytes: int, network: NetworkConfig, value_bytes: int = 2) -> Triple | None:
     """Tile (voxels) for a machine or GPU with so much memory in all; None: the whole volume in one pass.
 
     A pass may take half of the memory: the other half is for kernels, the whole volume's context and the sampler's
     state.
     """
-    if memory_bytes >= max(WHOLE_VOLUME_BYTES, 2 * pass_bytes(network, SHAPE)):
+    if memory_bytes >= max(WHOLE_VOLUME_BYTES, 2 * pass_bytes(network, SHAPE, value_bytes)):
         return None
-    return next((tile for tile in TILES if memory_bytes >= 2 * pass_bytes(network, tile)), TILES[-1])
+    return next((tile for tile in TILES if memory_bytes >= 2 * pass_bytes(network, tile, value_bytes)), TILES[-1])
 
 
 def starts(side: int, tile: int, overlap: int) -> list[int]:

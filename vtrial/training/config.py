@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -12,6 +12,7 @@ from vtrial.diffusion.denoiser import Fraction, LowNoise, NoiseConfig, Objective
 from vtrial.diffusion.network import NetworkConfig
 from vtrial.diffusion.sampler import SamplerConfig
 from vtrial.geometry import FACTOR
+from vtrial.precision import Precision
 from vtrial.records import InputError
 
 Positive = Annotated[int, Field(ge=1)]
@@ -113,7 +114,8 @@ class TrainingConfig(BaseModel):
     """Examples in memory at once; the batch is accumulated from such parts. The whole batch when absent."""
     steps: Positive
     seed: int = 0
-    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    precision: Precision = "bfloat16"
+    """float32 on machines without kernels for bfloat16 (`vtrial.precision`)."""
     checkpoint_steps: Positive = 250
     metric_steps: Positive = 25
     watch: WatchConfig = WatchConfig()

@@ -22,11 +22,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vtrial.diffusion.denoiser import Denoiser, Scaling, StageConfig
 from vtrial.memory import total_memory_bytes
+from vtrial.precision import usual_dtype
 from vtrial.training.batches import Batch, make_batch
 from vtrial.training.checkpoint import by_muon, new_state
 from vtrial.training.config import TrainingConfig
 from vtrial.training.data import StoredVolumes, VolumeSource
-from vtrial.training.loop import DTYPES, learn, update
+from vtrial.training.loop import learn, update
 from vtrial.training.share import Share
 
 META = torch.device("meta")
@@ -149,8 +150,9 @@ class _Cost:
 
 def _cost(config: TrainingConfig, source: VolumeSource, stage: StageConfig, step: int, share: Share) -> _Cost:
     example = make_batch(config, source, step, range(1))
-    flops, one = _counted(config, stage, example, 1)
-    _, two = _counted(config, stage, example, 2)
+    dtype = usual_dtype(share.device, config.precision)
+    flops, one = _counted(dtype, stage, example, 1)
+    _, two = _counted(dtype, stage, example, 2)
     mine = -(-config.examples(step) // share.world)
     part = min(config.microbatch or mine, mine)
     tensors = [example.target, *([] if example.upsampled is None else [example.upsampled])]
@@ -167,7 +169,7 @@ def _cost(config: TrainingConfig, source: VolumeSource, stage: StageConfig, step
     )
 
 
-def _counted(config: TrainingConfig, stage: StageConfig, example: Batch, count: int) -> tuple[int, int]:
+def _counted(dtype: torch.dtype, stage: StageConfig, example: Batch, count: int) -> tuple[int, int]:
     """Operations, and the most bytes at once, of `count` examples like this one."""
     with META:
         denoiser = Denoiser(stage)
@@ -186,7 +188,7 @@ def _counted(config: TrainingConfig, stage: StageConfig, example: Batch, count: 
     known = [t for p in denoiser.parameters() for t in (p, p.grad) if t is not None]
     with FlopCounterMode(display=False) as counter, _Peak(known) as peak:
         conditions = batch.conditions(stage)
-        loss, _ = denoiser.loss(clean, sigma, torch.empty_like(clean), conditions, DTYPES[config.precision])
+        loss, _ = denoiser.loss(clean, sigma, torch.empty_like(clean), conditions, dtype)
         loss.backward()  # type: ignore[no-untyped-call]
     return counter.get_total_flops(), peak.most
 

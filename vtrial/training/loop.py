@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 from vtrial.course import unless_all_skipped
+from vtrial.precision import usual_dtype
 from vtrial.training.batches import Batch, batches
 from vtrial.training.checkpoint import TrainingState
 from vtrial.training.config import TrainingConfig
 from vtrial.training.data import VolumeSource
 from vtrial.training.share import Share
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 NARROW = 2
 
 
@@ -106,14 +106,15 @@ def learn(config: TrainingConfig, state: TrainingState, batch: Batch | None, sha
 
 
 def dtype_for(config: TrainingConfig, grid: Tensor) -> torch.dtype:
-    """What a grid (b, 2p³, x/p, y/p, z/p) is trained on in: the precision asked for, but float32 where that is wrong.
+    """What a grid (b, 2p³, x/p, y/p, z/p) is trained on in: the precision asked for, but float32 where that is wrong or
+    the device has no kernels for it.
 
     Where its coarsest level is 2 wide along x, oneDNN's bfloat16 gradients of kernels are garbage (torch 2.13 on CPUs;
     other widths, other axes and the forward pass are right).
     """
     halvings = config.network.divisor // config.network.patch
     narrow = grid.device.type == "cpu" and grid.shape[2] // halvings <= NARROW
-    return torch.float32 if narrow else DTYPES[config.precision]
+    return torch.float32 if narrow else usual_dtype(grid.device, config.precision)
 
 
 def noise_of(config: TrainingConfig, step: int, example: int, like: Tensor) -> Tensor:

@@ -18,12 +18,13 @@ from PIL import Image
 
 from vtrial.course import Journal, Line
 from vtrial.diffusion.sampler import SamplerConfig, sample
+from vtrial.precision import usual_dtype
 from vtrial.storage import write_atomic
 from vtrial.training.batches import Batch, make_batch
 from vtrial.training.checkpoint import TrainingState
 from vtrial.training.config import TrainingConfig
 from vtrial.training.data import StoredVolumes, VolumeSource
-from vtrial.training.loop import DTYPES, noise_of
+from vtrial.training.loop import noise_of
 from vtrial.training.share import Share
 from vtrial.training.snapshots import save_snapshot
 from vtrial.training.stream import PhantomStream
@@ -103,6 +104,7 @@ def measure(config: TrainingConfig, source: VolumeSource, state: TrainingState, 
     trained on: their mean, and the mean at each level."""
     sigmas = config.noise.draw(32 * LEVELS, torch.Generator().manual_seed(config.seed)).sort().values[16::32]
     errors = torch.zeros(LEVELS, HELD_OUT, device=state.device)
+    dtype = usual_dtype(state.device, config.precision)
     mine = share.of(HELD_OUT)
     with averaged_weights(state):
         for i in mine:
@@ -110,9 +112,7 @@ def measure(config: TrainingConfig, source: VolumeSource, state: TrainingState, 
             clean = state.stage.encode(example.target)
             for level, sigma in enumerate(sigmas.to(state.device)):
                 noise = noise_of(config, FIXED_STEP, LEVELS * i + level, clean[0])[None]
-                _, error = state.denoiser.loss(
-                    clean, sigma[None], noise, example.conditions(state.stage), DTYPES[config.precision]
-                )
+                _, error = state.denoiser.loss(clean, sigma[None], noise, example.conditions(state.stage), dtype)
                 errors[level, i] = error[0]
     share.add_up([errors])
     by_level = {f"{s:.3g}": round(e, 5) for s, e in zip(sigmas.tolist(), errors.mean(1).tolist(), strict=True)}
@@ -141,7 +141,7 @@ def draw(config: TrainingConfig, source: VolumeSource, state: TrainingState) -> 
 
 
 def _sampled(config: TrainingConfig, state: TrainingState, example: Batch, i: int) -> torch.Tensor:
-    stage, dtype = state.stage, DTYPES[config.precision]
+    stage, dtype = state.stage, usual_dtype(state.device, config.precision)
     clean = stage.encode(example.target)
     noise = noise_of(config, FIXED_STEP, i, clean[0])[None]
     shape = (clean.shape[2], clean.shape[3], clean.shape[4])

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vtrial.organs import ORGAN_IDS, labels_of
+from vtrial.precision import Precision
 from vtrial.records import InputError
 from vtrial.segmentation.card import SPACING_MM, Head, Intensity
 
@@ -100,7 +101,7 @@ class SegmenterConfig(_Strict):
     batch: Positive = 2
     steps: Positive
     seed: int = Field(default=0, ge=0)
-    precision: Literal["float32", "bfloat16"] = "bfloat16"
+    precision: Precision = "bfloat16"
     checkpoint_steps: Positive = 100
     metric_steps: Positive = 20
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from vtrial.course import Metrics, follow, save_whole, unless_all_skipped
 from vtrial.memory import keep_freed_memory
 from vtrial.optimizer import Optimizer, is_matrix
+from vtrial.precision import usual_dtype
 from vtrial.records import InputError
 from vtrial.segmentation.fit.average import Average
 from vtrial.segmentation.fit.batches import Batch, batches
@@ -27,7 +28,6 @@ from vtrial.segmentation.fit.network import build
 CHECKPOINT, METRICS = "checkpoint.pt", "metrics.jsonl"
 FREE_FIELDS = {"steps", "checkpoint_steps", "metric_steps"}  # may change between a training and its continuation
 _ABSENT = 10.0  # voxels: how much of a region must be in a batch for its Dice to count
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass
@@ -97,7 +97,7 @@ def _step(config: SegmenterConfig, state: FitState, batch: Batch) -> FitReport:
     state.optimizer.set_rates(course * config.optimizer.lr, course * config.optimizer.matrix_lr)
     state.optimizer.zero_grad()
     images = batch.image.contiguous(memory_format=torch.channels_last_3d)
-    dtype = _DTYPES[config.precision]
+    dtype = usual_dtype(images.device, config.precision)
     with torch.autocast("cpu", dtype=dtype, enabled=dtype is not torch.float32):
         logits = state.network(images)
     loss, dice = region_loss(logits.float(), batch.regions, config.entropy_weight)
