@@ -19,7 +19,7 @@ from vtrial.cohort.registry import find_spec
 from vtrial.cohort.spec import read_spec
 from vtrial.cohort.support import support_of
 from vtrial.diffusion.conditions import Demographics, upsample
-from vtrial.diffusion.denoiser import Scaling
+from vtrial.diffusion.denoiser import Scaling, load_denoiser
 from vtrial.diffusion.sampler import SamplerConfig
 from vtrial.diffusion.weights import load_weights, read_card, save_weights, verify_model
 from vtrial.execution import CannotGoOn
@@ -41,7 +41,7 @@ from vtrial.training import (
     write_low,
 )
 from vtrial.training.batches import Batch, make_batch, measure_scaling, origin_at_peak, patch_pair, sharpness
-from vtrial.training.checkpoint import new_state, read_checkpoint
+from vtrial.training.checkpoint import new_state, read_checkpoint, warm_state
 from vtrial.training.config import OptimizerConfig
 from vtrial.training.data import PHASES, data_sha256, sample_low
 from vtrial.training.fitting import open_source
@@ -500,6 +500,29 @@ def test_a_new_run_can_start_from_a_model(data: Path, tmp_path: Path) -> None:
         train(tiny("super-resolution", steps=2), data, tmp_path / "third", start_from=tmp_path / "model")
 
 
+@pytest.mark.parametrize(("first", "second"), [("diffusion", "flow"), ("flow", "diffusion")])
+def test_a_run_can_start_from_a_model_of_the_other_objective(
+    first: str, second: str, data: Path, tmp_path: Path
+) -> None:
+    train(tiny("global", steps=40, objective=first), data, tmp_path / "first")
+    export_model(tmp_path / "model", {"global": tmp_path / "first"}, {"global": SamplerConfig(steps=4)}, name="tiny")
+    source, config = StoredVolumes(data), tiny("global", steps=3, objective=second)
+    warm = warm_state(config, tmp_path / "model", source.support, source.device)
+    card = read_card(tmp_path / "model").stages["global"]
+    trained = load_denoiser(card.config, load_weights(tmp_path / "model" / card.file, card.sha256), torch.float32)
+    example = make_batch(config, source, 1).part(0, 1, source.device)
+    x = card.config.encode(example.target)
+    shape = (x.shape[2], x.shape[3], x.shape[4])
+    answers = []
+    for denoiser in (trained, load_denoiser(warm.stage, warm.denoiser.state_dict(), torch.float32)):
+        prepared = denoiser.network.prepare(example.conditions(card.config), shape, torch.float32)
+        answers.append(denoiser(x, torch.tensor([0.7]), prepared))
+    assert float((answers[0] - x).abs().max()) > 0.01
+    torch.testing.assert_close(answers[1], answers[0], rtol=1e-3, atol=1e-3)
+    state = train(config, data, tmp_path / "second", start_from=tmp_path / "model")
+    assert state.step == 3 and state.stage.objective == second
+
+
 def test_a_run_of_another_version_is_told(data: Path, tmp_path: Path) -> None:
     config = tiny("global", steps=2)
     train(config, data, tmp_path / "run")
@@ -532,9 +555,22 @@ def test_a_voxel_head_can_be_added_to_a_trained_network(data: Path, tmp_path: Pa
 def test_weights_of_the_papers_size_are_stored(tmp_path: Path) -> None:
     """Bundled ones are small (test_bundled_model); those of 78.8 M parameters are not."""
     kernel = torch.linspace(-1.0, 1.0, 80 * 10**6).view(80, 10**6, 1, 1, 1)
-    digest = save_weights(tmp_path / "w.safetensors", {"a": kernel}, eight_bits=True)
+    digest = save_weights(tmp_path / "w.safetensors", {"a": kernel}, small=True)
     found = load_weights(tmp_path / "w.safetensors", digest)["a"].float()
     assert found.shape == kernel.shape and float((found - kernel).abs().max()) < 1 / 127
+
+
+def test_kernels_take_six_bits_a_weight_and_keep_their_answer(tmp_path: Path) -> None:
+    kernel = torch.randn(64, 96, 3, 3, 3, generator=torch.Generator().manual_seed(1))
+    kernel[0, 0, 0, 0, 0] = 40.0  # a rare, great weight is kept too
+    weights = {"a": kernel, "b": torch.randn(8, 5), "c": torch.randn(3), "one": torch.full((2, 1, 1, 1, 1), -0.3)}
+    digest = save_weights(tmp_path / "w.safetensors", weights, small=True)
+    assert (tmp_path / "w.safetensors").stat().st_size < 0.75 * kernel.numel()
+    found = load_weights(tmp_path / "w.safetensors", digest)
+    assert set(found) == set(weights)
+    error = (found["a"] - kernel).flatten(1)
+    assert float(error[1:].square().mean().sqrt()) < 0.03 and float(error.abs().max()) < 40.0 / 127
+    assert torch.equal(found["c"], weights["c"]) and torch.allclose(found["one"], weights["one"], rtol=0.01)
 
 
 def test_a_tables_support_is_what_it_covers() -> None:

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from safetensors.torch import load_file, save
@@ -26,7 +28,8 @@ from vtrial.storage import write_atomic
 MODELS = Path(__file__).parent.parent / "assets" / "models"
 CARD = "card.json"
 KERNEL_DIMENSIONS = 5  # outputs, inputs, x, y, z
-SCALE = ".scale"  # of the outputs of a kernel stored as int8
+SCALE, SIZE = ".scale", ".size"  # of a kernel stored as int8: of its outputs, and of itself where it is deflated
+LEVELS = 12.0  # int8 steps in the SD of an output's weights
 WEIGHT_FILES: dict[StageName, str] = {
     "global": "global.safetensors",
     "global-detail": "global_detail.safetensors",
@@ -106,24 +109,42 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
-def save_weights(path: Path, weights: Mapping[str, Tensor], *, eight_bits: bool = False) -> str:
+def save_weights(path: Path, weights: Mapping[str, Tensor], *, small: bool = False) -> str:
     """Write a state dict: kernels and matrices as float16, vectors as they are; returns the hash. OSError if it cannot.
 
-    With `eight_bits` kernels are int8 with a scale for each output, which suits magnitude-preserving layers (decision
-    016).
+    With `small` kernels are int8 with a scale for each output, which suits magnitude-preserving layers, and deflated:
+    some five bits a weight (decision 016).
     """
     compact: dict[str, Tensor] = {}
     for name, value in weights.items():
         value = value.detach().cpu().float()
-        if eight_bits and value.ndim == KERNEL_DIMENSIONS:
-            scale = value.flatten(1).abs().amax(1).clamp(min=1e-12) / 127.0
-            compact[name] = (value / scale.view(-1, 1, 1, 1, 1)).round().to(torch.int8)
-            compact[name + SCALE] = scale
+        if small and value.ndim == KERNEL_DIMENSIONS:
+            rows = value.flatten(1)
+            scale = torch.maximum(rows.std(1, correction=0) / LEVELS, rows.abs().amax(1) / 127.0).clamp(min=1e-12)
+            compact |= deflated(name, (value / scale.view(-1, 1, 1, 1, 1)).round().to(torch.int8), scale)
         else:
             compact[name] = value.to(torch.float16 if value.ndim > 1 else torch.float32).contiguous()
     data = save(compact)
     write_atomic(path, data)
     return hashlib.sha256(data).hexdigest()
+
+
+def deflated(name: str, kernel: Tensor, scale: Tensor) -> dict[str, Tensor]:
+    """The tensors of a file that hold an int8 `kernel` and the `scale` of its outputs."""
+    # Huffman codes alone: there is nothing to find in weights but that small ones are frequent
+    coder = zlib.compressobj(9, strategy=zlib.Z_HUFFMAN_ONLY)
+    code = coder.compress(kernel.numpy().tobytes()) + coder.flush()
+    held = torch.from_numpy(np.frombuffer(code, np.uint8).copy())
+    return {name: held, name + SCALE: scale, name + SIZE: torch.tensor(kernel.shape)}
+
+
+def _inflated(stored: dict[str, Tensor], name: str) -> Tensor:
+    value = stored[name]
+    if name + SIZE in stored:
+        held = np.frombuffer(zlib.decompress(value.numpy().tobytes()), np.int8).copy()
+        value = torch.from_numpy(held).view(*stored[name + SIZE].tolist())
+    scale = stored.get(name + SCALE)
+    return value if scale is None else value.float() * scale.view(-1, 1, 1, 1, 1)
 
 
 def _file_problems(path: Path, sha256: str) -> list[str]:
@@ -143,11 +164,7 @@ def load_weights(path: Path, sha256: str) -> dict[str, Tensor]:
     if problems := _file_problems(path, sha256):
         raise InputError(problems)
     stored: dict[str, Tensor] = load_file(path)
-    scales = {name: stored.pop(name + SCALE) for name in list(stored) if name + SCALE in stored}
-    return {
-        name: value.float() * scales[name].view(-1, 1, 1, 1, 1) if name in scales else value
-        for name, value in stored.items()
-    }
+    return {name: _inflated(stored, name) for name in stored if not name.endswith((SCALE, SIZE))}
 
 
 def write_card(folder: Path, card: ModelCard) -> None:

@@ -78,14 +78,15 @@ def by_muon(config: TrainingConfig, denoiser: Denoiser) -> Callable[[nn.Paramete
 def stage_to_start_from(config: TrainingConfig, model: str | Path) -> tuple[ModelCard, StageCard]:
     """The stage of a model whose weights can begin a run, and its card; InputError if its network is another.
 
-    A voxel head may be new: untrained it changes nothing.
+    A voxel head may be new: untrained it changes nothing. The objective may be another: the network's answer means the
+    same for both (decision 041).
     """
     card = read_card(model)
     known = card.stages.get(config.stage)
-    alike = known is not None and (known.config.network, known.config.objective, bool(known.config.band_sd))
+    alike = known is not None and (known.config.network, bool(known.config.band_sd))
     without = config.network.model_copy(update={"voxel_channels": 0})
-    if known is None or alike not in [(n, config.objective, config.bands) for n in (config.network, without)]:
-        fault = "has no such stage" if known is None else "has another network or objective, or differs in bands"
+    if known is None or alike not in [(n, config.bands) for n in (config.network, without)]:
+        fault = "has no such stage" if known is None else "has another network, or differs in bands"
         raise InputError(f"{model}: cannot start the {config.stage} stage from it: it {fault}")
     return card, known
 
@@ -93,11 +94,13 @@ def stage_to_start_from(config: TrainingConfig, model: str | Path) -> tuple[Mode
 def warm_state(config: TrainingConfig, model: str | Path, support: Support, device: torch.device) -> TrainingState:
     """The weights and scalings of a model's stage as the start of a new run; InputError if its network is another."""
     card, known = stage_to_start_from(config, model)
-    stage = known.config.model_copy(update={"network": config.network, "low_noise": config.low_noise})
-    state = new_state(config, stage, support.union(card.support), device)
+    ours = {name: getattr(config, name) for name in ("network", "objective", "low_noise")}
+    state = new_state(config, known.config.model_copy(update=ours), support.union(card.support), device)
     weights = load_weights(model_folder(model) / known.file, known.sha256)
-    fresh = {name: value for name, value in state.denoiser.state_dict().items() if ".voxel_head." in name}
-    state.denoiser.load_state_dict({**fresh, **{name: value.float() for name, value in weights.items()}})
+    own = state.denoiser.state_dict()
+    fresh = {name: value for name, value in own.items() if ".voxel_head." in name or name.startswith("uncertainty")}
+    kept = {name: value.float() for name, value in weights.items() if name in own}
+    state.denoiser.load_state_dict(fresh | kept)
     state.denoiser.normalize_()
     return state
 

@@ -89,7 +89,7 @@ def _export_stage(
     # buffers (Fourier features) are not averaged: they come from the network itself
     weights = {**content["denoiser"], **average}
     file = WEIGHT_FILES[stage]
-    sha256 = save_weights(folder / file, weights, eight_bits=True)
+    sha256 = save_weights(folder / file, weights, small=True)
     card = StageCard(
         config=StageConfig.model_validate_json(content["stage"]),
         file=file,
