@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -116,3 +117,22 @@ def test_extents_of_partial_views_are_told_and_taken_for_training(collection: Pa
     assert extent is not None and trained["partial"].all()
     fitted = 2.0 * (extent.slices_per_m * trained["height_cm"] / 100.0 + extent.slices_at_0)
     assert abs((fitted - trained["extent_mm"]).median()) < 1.0
+
+
+@pytest.mark.parametrize("joined", [False, True], ids=["--key FILE", "--key=FILE"])
+def test_paths_with_equals_signs_stay_out_of_the_manifest(collection: Path, tmp_path: Path, joined: bool) -> None:
+    place = tmp_path / "site=A" / "Quorzelda=Ximenes"
+    place.mkdir(parents=True)
+    source = Path(shutil.copytree(collection, place / "src"))
+    table = Path(shutil.copy(source / "demographics.csv", place / "table.csv"))
+    wanted = pipeline.Wanted(
+        str(source), table, choice=pipeline.Choice("none"), allow_partial=True, key=place / "k.csv"
+    )
+    options = {"--demographics": str(table), "--key": str(wanted.key)}
+    named = [word for name, path in options.items() for word in ([f"{name}={path}"] if joined else [name, path])]
+    out = tmp_path / "data"
+    pipeline.prepare(wanted, str(out), LocalExecutor(threads=1), print, command=["prepare", str(source), *named])
+    assert "Quorzelda" not in (out / "manifest.json").read_text()
+    (session,) = json.loads((out / "manifest.json").read_text())["sessions"]
+    plain = ["--demographics", "TABLE", "--key", "KEY"]
+    assert session["command"] == ["prepare", "SRC", *(["--demographics=TABLE", "--key=KEY"] if joined else plain)]

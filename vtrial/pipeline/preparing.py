@@ -114,11 +114,12 @@ def _told_command(command: Sequence[str], wanted: Wanted) -> list[str]:
     """The command as the manifest tells it: without the paths of what identifies people, as these may do it too."""
     words = {Path(wanted.source): "SRC"}
     words |= {path: word for path, word in ((wanted.demographics, "TABLE"), (wanted.key, "KEY")) if path is not None}
-    told = []
-    for part in command:
-        option, equals, value = part.partition("=") if "=" in part else ("", "", part)
-        told.append(f"{option}{equals}{words.get(Path(value), value)}")
-    return told
+
+    def told(part: str) -> str:
+        option, equals, value = part.partition("=") if part.startswith("--") else ("", "", part)
+        return words.get(Path(part)) or f"{option}{equals}{words.get(Path(value), value)}"
+
+    return [told(part) for part in command]
 
 
 def _begin(run: Run, executor: Executor, command: Sequence[str], n: int, todo: Sequence[Study]) -> Session | None:
