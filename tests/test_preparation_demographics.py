@@ -120,6 +120,27 @@ def test_a_folder_that_could_be_two_is_no_key(tmp_path: Path) -> None:
         find_studies(tmp_path / "src", table)
 
 
+@pytest.mark.parametrize("dicom", [False, True], ids=["NIfTI", "DICOM, by folders"])
+def test_a_visits_number_joins_no_other_patient(tmp_path: Path, dicom: bool) -> None:
+    """Row P001/2 is about a visit that is not here, and not about P002's, though nobody else has a second one."""
+    for i, (patient, visit) in enumerate((("P001", "1"), ("P002", "1"), ("P002", "2"))):
+        if dicom:  # headers call people otherwise than folders and table do
+            other = setting(PatientID=f"ZQX-{patient[-1]}", PatientSex="O")
+            write_study(tmp_path / "src" / patient / visit, study=i + 1, pet=other, ct=other)
+        else:
+            write_fdg(tmp_path / "src", patient=patient, study=visit, shift=i)
+    rows: list[dict[str, object]] = [
+        {"PatientID": "P001", "study": 2, "sex": "F"},
+        {"PatientID": "P001", "study": 1, "sex": "F"},
+        {"PatientID": "P002", "study": 1, "sex": "M"},
+    ]
+    found = find_studies(tmp_path / "src", people(tmp_path / "p.csv", rows))
+    assert {s.origin.path: s.person.sex for s in found.studies} == {"P001/1": "F", "P002/1": "M", "P002/2": None}
+    rows.append({"PatientID": "P002", "study": 2, "sex": "M"})
+    found = find_studies(tmp_path / "src", people(tmp_path / "p.csv", rows))
+    assert [s.person.sex for s in found.studies] == ["F", "M", "M"]
+
+
 def test_rows_about_one_patient_that_differ(tmp_path: Path) -> None:
     write_fdg(tmp_path / "src")
     rows = [{"patient": FDG[0], "sex": "F", "age": age, "height": 170, "weight": 60} for age in (40, 42)]

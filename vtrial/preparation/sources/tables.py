@@ -12,6 +12,7 @@ import hashlib
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,48 +149,79 @@ def tables_beside(root: Path) -> list[Table]:
 
 
 def join(table: Table, candidates: Sequence[Candidate]) -> Joined:
-    """The rows of a table by the study that they are about: about the very study, else about its person."""
-    studies, patients = _known_names(candidates)
+    """The rows of a table by the study that they are about: about the very study, else about its person.
+
+    A row that names somebody who is here is about a study of theirs, and never about another's.
+    """
+    known = _Names.of(candidates)
     exact: dict[int, list[Row]] = {}
     general: dict[int, list[Row]] = {}
     called: dict[int, str] = {}
     strangers = 0
     for raw, row in zip(table.rows, usual_people(table).rows, strict=True):
-        study = next((studies[key] for key in _study_keys(raw) if key in studies), None)
         patient = cell_of(raw, PATIENT_COLUMNS)
+        study = known.study_of(raw, folded(patient))
         if study is not None:
             exact.setdefault(study, []).append(row)
             if patient:
                 called[study] = patient
             continue
-        of_person = patients.get(folded(patient), ())
+        of_person = known.patients.get(folded(patient), ())
         strangers += not of_person
         for i in of_person:
             general.setdefault(i, []).append(row)
     return Joined({**general, **exact}, called, strangers)
 
 
-def _known_names(candidates: Sequence[Candidate]) -> tuple[dict[str, int], dict[str, list[int]]]:
-    patients: dict[str, list[int]] = {}
-    studies: dict[str, set[int]] = {}
-    for i, candidate in enumerate(candidates):
-        if candidate.origin.patient:
-            patients.setdefault(folded(candidate.origin.patient), []).append(i)
-        for name in (candidate.origin.path, *candidate.names):
-            studies.setdefault(folded(name), set()).add(i)
-    if len(candidates) == 1:  # which of the folders above it is the patient's cannot be told
-        patients |= {name: [0] for name in folded(candidates[0].origin.path).split("/")}
-    # A folder `2` may be a patient's, and the second study of patient `1`: then it is the patient's.
-    sure = {n: next(iter(found)) for n, found in studies.items() if n and len(found) == 1}
-    return {n: i for n, i in sure.items() if n not in patients or patients[n] == [i]}, patients
+@dataclass(frozen=True)
+class _Names:
+    """What candidates may be called: names of studies, of patients, and of folders that may be a patient's."""
+
+    studies: Mapping[str, AbstractSet[int]]
+    patients: Mapping[str, AbstractSet[int]]
+    folders: Mapping[str, AbstractSet[int]]
+
+    @classmethod
+    def of(cls, candidates: Sequence[Candidate]) -> _Names:
+        studies: dict[str, set[int]] = {}
+        patients: dict[str, set[int]] = {}
+        folders: dict[str, set[int]] = {}
+        for i, candidate in enumerate(candidates):
+            if candidate.origin.patient:
+                patients.setdefault(folded(candidate.origin.patient), set()).add(i)
+            for name in filter(None, map(folded, (candidate.origin.path, *candidate.names))):
+                studies.setdefault(name, set()).add(i)
+            parts = folded(candidate.origin.path).split("/")
+            for name in parts[:-1] or parts:
+                folders.setdefault(name, set()).add(i)
+        if len(candidates) == 1:  # which of the folders above it is the patient's cannot be told
+            patients |= {name: {0} for name in folded(candidates[0].origin.path).split("/")}
+        return cls(studies, patients, folders)
+
+    def study_of(self, row: Row, patient: str) -> int | None:
+        """The one study that a row is about, among those of its patient where that is anybody here."""
+        theirs = self.patients.get(patient, frozenset()) | self.folders.get(patient, frozenset())
+        for key in _study_keys(row, patient if theirs else ""):
+            found = self.studies.get(key, frozenset())
+            if theirs:
+                found = found & theirs
+            # A folder `2` may be a patient's, and the second study of patient `1`: then it is the patient's.
+            elif self.patients.get(key, found) != found:
+                continue
+            if len(found) == 1:
+                return next(iter(found))
+        return None
 
 
-def _study_keys(row: Row) -> Iterator[str]:
-    """What a row may call its study, the longest part of a path first."""
+def _study_keys(row: Row, patient: str) -> Iterator[str]:
+    """What a row may call its study, the longest part of a path first; not what is the patient's name."""
     for column, cell in row.items():
-        if plain(str(column)) not in STUDY_COLUMNS or not (text := _text(cell)):
+        name = plain(str(column))
+        if name not in STUDY_COLUMNS or not (text := _text(cell)):
             continue
         whole = folded(text)
+        if name in PATIENT_COLUMNS and whole == patient:
+            continue
         for name in dict.fromkeys((whole, _ENDING.sub("", whole))):
             parts = name.split("/")
             spans = [(i, j) for i in range(len(parts)) for j in range(i + 1, len(parts) + 1) if j - i > 1]
