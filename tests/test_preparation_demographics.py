@@ -259,6 +259,27 @@ def test_a_german_table(tmp_path: Path) -> None:
     assert facts(find_studies(tmp_path / "src", tmp_path / "p.csv").studies[0]) == ("F", 31.0, 165.0, 70.0)
 
 
+@pytest.mark.parametrize("separator", [";", "\t"])
+def test_decimal_commas(tmp_path: Path, separator: str) -> None:
+    """Where a comma separates nothing. In names of people and studies it stays what it is."""
+    write_fdg(tmp_path / "src", patient="1,5", study="2,5")
+    text = "PatientID;PatientSex;age;height_m;PatientWeight\n1,5;F;60,25;1,655;60,5\n"
+    (tmp_path / "p.csv").write_text(text.replace(";", separator))
+    assert facts(find_studies(tmp_path / "src", tmp_path / "p.csv").studies[0]) == ("F", 60.25, 165.5, 60.5)
+
+
+def test_a_cell_that_a_header_stands_in_for_is_told(tmp_path: Path) -> None:
+    write_study(tmp_path / "src")
+    table = people(tmp_path / "p.csv", [{"PatientID": PATIENT, "sex": "F", "age": "?", "height": 1.6, "weight": None}])
+    person = find_studies(tmp_path / "src", table).studies[0].person
+    assert (person.age_years, person.height_cm, person.weight_kg) == (68.0, 165.0, 70.0)
+    assert person.doubts == (
+        "age_years is not a number: that of the other source was taken",
+        "height_cm is outside 40 to 250 cm; it looks like metres: name the column height_m: that of the other source "
+        "was taken",
+    )
+
+
 def test_a_table_without_a_header_is_not_quoted(tmp_path: Path) -> None:
     """Its first line is somebody."""
     write_fdg(tmp_path / "src")

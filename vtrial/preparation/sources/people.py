@@ -92,12 +92,8 @@ def together(first: Person, second: Person) -> Person:
     Two sexes are no sex: they are more likely a table joined wrongly than a slip.
     """
     values = {c: getattr(first, c) if getattr(first, c) is not None else getattr(second, c) for c in PERSON_COLUMNS}
-    doubts = [
-        doubt
-        for source, other in ((first, second), (second, first))
-        for doubt in source.doubts
-        if not _is_settled(doubt, other)
-    ]
+    doubts = [_overruled(doubt) if _is_settled(doubt, second) else doubt for doubt in first.doubts]
+    doubts = [*filter(None, doubts), *(doubt for doubt in second.doubts if not _is_settled(doubt, first))]
     if first.sex is not None and second.sex is not None and first.sex != second.sex:
         values["sex"] = None
         doubts.append("sex differs between the sources of demographics: unknown")
@@ -114,6 +110,12 @@ def _is_settled(doubt: str, other: Person) -> bool:
     """Whether the other source knows all that a doubt is about."""
     about = [column for column, words in _WORDS.items() if any(word in doubt for word in words)]
     return bool(about) and all(getattr(other, column) is not None for column in about)
+
+
+def _overruled(doubt: str) -> str:
+    """What is left of a doubt about the first source, whose value the second gives; "" of a mere gap."""
+    about, colon, _ = doubt.rpartition(": ")
+    return f"{about}: that of the other source was taken" if colon else ""
 
 
 def could_be_one(persons: Sequence[Person]) -> bool:

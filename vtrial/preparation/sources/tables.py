@@ -32,10 +32,13 @@ STUDY_COLUMNS = (
     *("study", "studyid", "studyfolder", "folder", "studyuid", "studyinstanceuid"),
     *("case", "caseid", "casename", "scan", "scanid", "subjectid"),
 )
-_KNOWN_COLUMNS = {  # that may be told of a table
-    *(*STUDY_COLUMNS, *PATIENT_COLUMNS, "diagnosis", "sex", "gender", "patientsex", "age", "ageyears", "patientage"),
-    *("height", "heightcm", "heightm", "patientsize", "weight", "weightkg", "patientweight"),
+_NUMBER_COLUMNS = {
+    *("age", "ageyears", "patientage", "weight", "weightkg", "patientweight"),
+    *("height", "heightcm", "heightm", "patientsize", "patientsizecm"),
 }
+# What may be told of a table.
+_KNOWN_COLUMNS = {*STUDY_COLUMNS, *PATIENT_COLUMNS, *_NUMBER_COLUMNS, "diagnosis", "sex", "gender", "patientsex"}
+_DECIMAL_COMMA = re.compile(r"^(\d+),(\d+)$")
 _ENDING = re.compile(r"(?:_\d{4})?(?:\.nii(?:\.gz)?|\.dcm)$", re.IGNORECASE)
 
 _TRACER_COLUMNS = ("tracer", "radiopharmaceutical")
@@ -68,8 +71,8 @@ def read_people(path: Path) -> Table:
     """A table as its file has it; InputError if it cannot be read.
 
     More is forgiven in a CSV than in a cohort spec, as FDG-PET-CT-Lesions' own has columns without a name: comma,
-    semicolon or tab separates, Windows' Western letters are read where it is no UTF-8, and short rows end in empty
-    cells.
+    semicolon or tab separates (beside the latter two a comma is a decimal point), Windows' Western letters are read
+    where it is no UTF-8, and short rows end in empty cells.
     """
     try:
         data = path.read_bytes()
@@ -94,7 +97,13 @@ def read_people(path: Path) -> Table:
     header: dict[str, int] = {}
     for i, name in enumerate(records[0]):
         header.setdefault(name or f"column {i + 1}", i)
-    rows = tuple({c: (r[i] or None) if i < len(r) else None for c, i in header.items()} for r in records[1:])
+    points = {c for c in header if separator != "," and plain(c) in _NUMBER_COLUMNS}
+
+    def cell(record: Sequence[str], column: str) -> str | None:
+        text = record[header[column]] if header[column] < len(record) else ""
+        return (_DECIMAL_COMMA.sub(r"\1.\2", text) if column in points else text) or None
+
+    rows = tuple({column: cell(record, column) for column in header} for record in records[1:])
     return Table(path, hashlib.sha256(data).hexdigest(), tuple(header), rows, tuple(range(1, len(rows) + 1)))
 
 
