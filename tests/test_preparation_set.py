@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -156,6 +157,45 @@ def test_a_collection_becomes_a_table(tmp_path: Path) -> None:
     again = finish_training_set(folder, [*prepared, Prepared(study(40, "p40"), row(40))], left, seed=9)
     kept = again.table.set_index("fingerprint")["split"]
     assert all(kept[name] == split for name, split in zip(table["fingerprint"], table["split"], strict=True))
+
+
+def test_a_split_once_given_outlives_a_source_that_was_away(tmp_path: Path) -> None:
+    folder = open_folder(tmp_path)
+
+    def finish(numbers: list[int]) -> dict[str, str]:
+        done = finish_training_set(folder, [Prepared(study(i, f"p{i}"), row(i)) for i in numbers], [], seed=0)
+        assert done.facts["away"] == len(set(seen) - set(numbers))
+        seen.extend(numbers)
+        return dict(zip(done.table["fingerprint"], done.table["split"], strict=True))
+
+    seen: list[int] = []
+    first = finish(list(range(20)))
+    tested = [i for i in range(20) if first[f"print{i}"] != "train"]
+    staying = [i for i in range(20) if i not in tested][:8]
+    finish([*staying, *range(20, 26)])
+    back = finish(list(range(26)))
+    assert len(tested) >= 3 and {name: back[name] for name in first} == first
+    record = (tmp_path / "splits.json").read_text()
+    assert len(json.loads(record)) == 26 and "Quorzelda" not in record
+    (tmp_path / "splits.json").write_text(record[:-9])
+    with pytest.raises(InputError, match=r"splits\.json: not as vtrial prepare wrote it; restore it"):
+        finish(list(range(26)))
+
+
+def test_a_study_that_is_lost_holds_its_person_in_their_split(tmp_path: Path) -> None:
+    """Its person's new study is not given another one, nor does it come back to one."""
+    folder = open_folder(tmp_path)
+    first = finish_training_set(folder, [Prepared(study(i, f"p{i}"), row(i)) for i in range(20)], [], seed=0).table
+    (lost, *_) = first.index[first["split"] == "test"]
+    kept = [Prepared(study(i, f"p{i}"), row(i)) for i in range(20) if i != lost]
+    failed, anew = study(lost, f"p{lost}"), Prepared(study(30, f"p{lost}"), row(30))
+    again = finish_training_set(folder, [*kept, anew], [], seed=0, others=[failed]).table.set_index("subject_id")
+    assert again.loc["s0030", "split"] == "test"
+    (trained, *_) = first.index[first["split"] == "train"]
+    united = [Prepared(study(30, f"p{trained}"), row(30)), *kept]
+    assert finish_training_set(folder, united, [], seed=0, others=[study(lost, f"p{trained}")]).table is not None
+    alone = finish_training_set(folder, [Prepared(failed, row(lost)), *kept], [], seed=0).table.set_index("subject_id")
+    assert alone.loc[failed.subject_id, "split"] == "train", "they turned out to be somebody who was trained on"
 
 
 def test_extents_of_partial_views_are_those_of_the_twins(tmp_path: Path) -> None:

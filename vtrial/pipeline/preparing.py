@@ -38,6 +38,10 @@ PARTIAL = (
     "no field of view is known to be whole: extents were fitted on partial ones, with the paper's slope on height; "
     "twins of a model trained on this are as long as these are"
 )
+AWAY = (
+    "are not in the source now, cannot be read there, or have other files: they are out of the tables; with the files "
+    "they had they come back in their splits"
+)
 Entry = TypeVar("Entry", Study, LeftOut)
 NOTE = (
     "Volumes of real PET/CT studies, without names, dates or identifiers. Bodies remain recognisable: keep them safe."
@@ -106,8 +110,12 @@ def prepare(
             raise CannotGoOn(f"{folder.location}: cannot write ({error}); {_GO_ON}") from error
         finally:
             executor.stop()
-    notes = (*collection.notes, *([PARTIAL] if done.facts.get("extent_of_partial") else []))
-    return _summary(done, run, studies, todo, notes, time.monotonic() - started)
+    notes = [*collection.notes]
+    if done.facts.get("extent_of_partial"):
+        notes.append(PARTIAL)
+    if away := done.facts["away"]:
+        notes.append(f"{away} studies of the set {AWAY}")
+    return _summary(done, run, studies, todo, tuple(notes), time.monotonic() - started)
 
 
 def _told_command(command: Sequence[str], wanted: Wanted) -> list[str]:
@@ -177,7 +185,7 @@ def _finish(run: Run, collection: Collection, nameless: dict[str, tuple[str, ...
     if failed and not prepared:
         told = f"{run.folder.location}: {len(failed)} of {len(studies)} studies could not be worked on and none is made"
         raise CannotGoOn(f"{told}; the first because: {failed[0]}\n{_GO_ON}")
-    done = finish_training_set(run.folder, prepared, [*collection.left_out, *left_out], seed=seed)
+    done = finish_training_set(run.folder, prepared, [*collection.left_out, *left_out], seed=seed, others=studies)
     run.manifest.facts |= done.facts
     return done
 

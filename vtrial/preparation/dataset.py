@@ -6,6 +6,7 @@ The layout is that of `vtrial.training.data.StoredVolumes`: subjects.parquet, ct
 from __future__ import annotations
 
 import io
+import json
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, get_args
 
 import pandas as pd
+from pydantic import TypeAdapter, ValidationError
 
 from vtrial.imaging.dicom.people import Person
 from vtrial.imaging.dicom.suv import LeanMass, sul_per_suv
@@ -20,9 +22,10 @@ from vtrial.preparation.extent import fit_extents
 from vtrial.preparation.sources.study import LeftOut, Study
 from vtrial.preparation.split import SHARES, SPLITS, Member, Split, assign_splits
 from vtrial.records import InputError, Subject, Support
-from vtrial.storage import Folder, write_if_new
+from vtrial.storage import Folder, place, write_if_new
 
-TABLE, LEFT_OUT = "subjects", "left_out.csv"
+TABLE, LEFT_OUT, RECORD = "subjects", "left_out.csv", "splits.json"
+_RECORDED = TypeAdapter(dict[str, Split])
 _NEEDED = ("sex", "age_years", "height_cm", "weight_kg")
 
 
@@ -36,7 +39,8 @@ class Prepared:
 
 @dataclass(frozen=True, eq=False)
 class TrainingSet:
-    """What was written: the tables, and `facts` for the manifest (support, extent, splits, flags, left_out)."""
+    """What was written: the tables, and `facts` for the manifest (support, extent, splits, flags, left_out, and how
+    many that had a split are `away`)."""
 
     table: pd.DataFrame
     left_out: pd.DataFrame
@@ -59,10 +63,12 @@ def finish_training_set(
     *,
     seed: int,
     shares: Mapping[Split, float] = SHARES,
+    others: Iterable[Study] = (),
 ) -> TrainingSet:
     """Write subjects.parquet and .csv with a `split` column, and left_out.csv; each whole or not at all, if it changes.
 
-    Splits that an earlier subjects.parquet in the folder has are kept, by the studies' fingerprints. The support of the
+    A split is given once: splits.json keeps it by the study's fingerprint, also while a study is away or fails.
+    `others` are all that the source has now beside `prepared`: studies of one person keep its split. The support of the
     demographics and the fit of extents on heights are those of the training split, the latter without partial fields of
     view unless all are. InputError, after left_out.csv is written, where no study is left. The caller adds `facts` to
     the manifest.
@@ -79,21 +85,44 @@ def finish_training_set(
         raise InputError(
             f"{folder.location}: none of {len(reasons)} studies can be trained on; {LEFT_OUT} there says why"
         )
+    here = [*(each.study for each in prepared), *others]
+    record = _recorded(folder)
+    known = _of_people(record, here)
     members = [Member(p.study.fingerprint, p.study.patient, _body(p.study).sex) for p in kept]
-    splits = assign_splits(members, seed, shares, _known_splits(folder))
+    splits = assign_splits(members, seed, shares, known)
+    away = len(record.keys() - {study.fingerprint for study in here})
+    write_if_new(folder, RECORD, json.dumps(record | known | splits, indent=0, sort_keys=True).encode())
     table = _table(kept, splits)
     write_if_new(folder, f"{TABLE}.csv", table.to_csv(index=False).encode())
     buffer = io.BytesIO()
     table.to_parquet(buffer, index=False)
     write_if_new(folder, f"{TABLE}.parquet", buffer.getvalue())
-    return TrainingSet(table, not_taken, _facts(kept, table, len(reasons)))
+    return TrainingSet(table, not_taken, _facts(kept, table, len(reasons)) | {"away": away})
 
 
-def _known_splits(folder: Folder) -> dict[str, Split]:
+def _recorded(folder: Folder) -> dict[str, Split]:
+    """The splits that were ever given, by fingerprint; those of the table in a set that was begun without a record."""
+    if folder.size(RECORD) is not None:
+        try:
+            return _RECORDED.validate_json(folder.read(RECORD))
+        except ValidationError:
+            raise InputError(
+                f"{place(folder.location, RECORD)}: not as vtrial prepare wrote it; restore it, as it tells whom "
+                "training must not see, or choose another --out"
+            ) from None
     if folder.size(f"{TABLE}.parquet") is None:
         return {}
     table = pd.read_parquet(io.BytesIO(folder.read(f"{TABLE}.parquet")))
     return dict(zip(table["fingerprint"], table["split"], strict=True)) if "fingerprint" in table else {}
+
+
+def _of_people(record: Mapping[str, Split], studies: Sequence[Study]) -> dict[str, Split]:
+    """The recorded split of each study's person, by the study's fingerprint; of several the one nearest to training."""
+    people: dict[str, Split] = {}
+    for study in studies:
+        if split := record.get(study.fingerprint):
+            people[study.patient] = min(split, people.get(study.patient, split), key=SPLITS.index)
+    return {study.fingerprint: people[study.patient] for study in studies if study.patient in people}
 
 
 def _body(study: Study) -> Subject:
