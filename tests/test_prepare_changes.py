@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
+from tests.dicoms import setting
+from tests.patients import write_patient
 from vtrial import pipeline
 from vtrial.execution import LocalExecutor
 
@@ -38,3 +41,25 @@ def test_studies_that_are_away_are_told_and_come_back(source: Path, tmp_path: Pa
     back = prepare(source, out)
     assert (back.done, back.new) == (3, 0) and not any("in the source now" in note for note in back.notes)
     assert (out / "subjects.csv").read_text() == before
+
+
+def test_a_damaged_file_copied_again_is_tried_again(tmp_path: Path) -> None:
+    """It lies where no fingerprint samples it, and has the length it had."""
+    source, out = tmp_path / "src", tmp_path / "data"
+    for i in (1, 2):
+        own = setting(PatientID=f"A{i}")
+        write_patient(source / f"p{i}", i, ct=own, pet=own)
+    file = source / "p2" / "pet" / "001.dcm"
+    good = file.read_bytes()
+    at = good.index(b"\x28\x00\x00\x01US") + 8  # BitsAllocated
+    file.write_bytes(good[:at] + b"\x20" + good[at + 1 :])
+    damaged = prepare(source, out)
+    assert (damaged.done, list(damaged.left_out)) == (1, ["s0002"]) and "damaged" in damaged.left_out["s0002"]
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.*") if path.name != ".lock"}
+    assert prepare(source, out).left_out == damaged.left_out
+    assert {path: path.stat().st_mtime_ns for path in before} == before, "an idle call writes nothing"
+    when = file.stat()
+    file.write_bytes(good)
+    os.utime(file, ns=(when.st_atime_ns, when.st_mtime_ns))  # as a copy that keeps times
+    mended = prepare(source, out)
+    assert (mended.done, mended.new, mended.left_out) == (2, 1, {})

@@ -21,7 +21,7 @@ from vtrial.pipeline.masks import USUAL, Choice
 from vtrial.preparation.dataset import Prepared, TrainingSet, finish_training_set, person_problems
 from vtrial.preparation.sheet import sheet_scans
 from vtrial.preparation.sources import Collection, LeftOut, Study, find_studies, write_key
-from vtrial.preparation.work import REASONS, PrepareWorkFactory
+from vtrial.preparation.work import REASONS, STAMP, PrepareWorkFactory
 from vtrial.production import record_attempt, session_of
 from vtrial.records import InputError
 from vtrial.reporting.preview import preview_png
@@ -251,12 +251,13 @@ def _kept_names(found: Collection, run: Run) -> Collection:
 
 
 def _is_done(run: Run, study: Study) -> bool:
+    """Whether a study is made and its arrays are there, or was left out and its files are what they were."""
     entry = run.latest.get(study.index)
-    return (
-        entry is not None
-        and entry.status == "ok"
-        and all(run.sizes.get(name) == size for name, size in entry.files.items())
-    )
+    if entry is None or entry.status != "ok":
+        return False
+    if REASONS in entry.row:
+        return bool(entry.row.get(STAMP) == study.stamp)
+    return all(run.sizes.get(name) == size for name, size in entry.files.items())
 
 
 def _summary(

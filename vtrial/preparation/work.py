@@ -15,12 +15,12 @@ from vtrial.storage import Folder, open_folder
 
 Segment = Callable[[bytes], bytes]
 """CT to mask, both as bytes of NIfTI files on one grid."""
-REASONS = "reasons"  # the column of a row that says why a study was left out
+REASONS, STAMP = "reasons", "stamp"  # the columns of a row that say why a study was left out, and of which files
 
 
 @dataclass(frozen=True)
 class PrepareWork:
-    """The work on one study. What is wrong with a study's content is its result, for good.
+    """The work on one study. What is wrong with a study's content is its result, until its files are written again.
 
     What may be mended is no result: files that cannot be read are this attempt's failure, and what the segmenter lacks
     (InputError) ends the run, as every study would meet it.
@@ -58,7 +58,7 @@ class PrepareWork:
         """Write the volume, whole or not at all; OSError if that cannot be. Only the row, for a study left out."""
         known = {"fingerprint": study.fingerprint}
         if isinstance(product, tuple):
-            return Saved({}, known | {REASONS: list(product)})
+            return Saved({}, known | {REASONS: list(product), STAMP: study.stamp})
         saved = save_volume(self.folder, study.subject_id, product)
         return Saved(saved.files, known | saved.row)
 

@@ -1,4 +1,4 @@
-"""Whether two studies are one by their files, without reading all of them."""
+"""Whether two studies are one by their files, and whether files were written again, without reading all of them."""
 
 from __future__ import annotations
 
@@ -26,6 +26,15 @@ def fingerprint(files: Sequence[Path]) -> str:
     except OSError:
         return ""
     return digest.hexdigest()[:16]
+
+
+def stamp(files: Sequence[Path]) -> str:
+    """A short digest of when files were written and changed, and of their sizes: a file copied again has another."""
+    try:
+        states = [(state.st_size, state.st_mtime_ns, state.st_ctime_ns) for state in map(Path.stat, files)]
+    except OSError:
+        return ""
+    return hashlib.sha256(repr(states).encode()).hexdigest()[:16]
 
 
 def twins_of(prints: Sequence[str], files: Sequence[Sequence[Path]]) -> dict[int, int]:

@@ -11,7 +11,7 @@ from vtrial.imaging.dicom.fields import names_nobody
 from vtrial.imaging.dicom.people import Person
 from vtrial.imaging.dicom.suv import Tracer
 from vtrial.imaging.discovery import FoundScan
-from vtrial.preparation.sources.content import fingerprint, twins_of
+from vtrial.preparation.sources.content import fingerprint, stamp, twins_of
 from vtrial.preparation.sources.dicoms import dicom_candidates
 from vtrial.preparation.sources.listed import listed_candidates
 from vtrial.preparation.sources.niftis import called, nifti_candidates
@@ -63,9 +63,8 @@ def find_studies(source: str | Path, demographics: str | Path | None = None, *, 
             left_out.append(LeftOut(subject_id, reasons, each.origin))
         else:
             person = each.person or NOBODY
-            studies.append(
-                Study(subject_id, person, each.facts, each.notes, prints[i], patients[i], each.load, each.origin)
-            )
+            known = prints[i], patients[i], each.load, each.origin, stamp(each.files)
+            studies.append(Study(subject_id, person, each.facts, each.notes, *known))
     return Collection(kind, tuple(studies), tuple(left_out), tuple(notes))
 
 

@@ -53,8 +53,8 @@ class Study(Numbered):
 
     `subject_id` is new (s0001, …) and says nothing about the person. `person` has what is known of sex, age, height and
     weight, and in its `doubts` why something is not. `facts` are further columns (diagnosis, …). `fingerprint` changes
-    with the files. Studies with one `patient` are of one person and must never part; like `origin` it is not to be
-    written.
+    with the files, `stamp` also where they are written again as they were. Studies with one `patient` are of one person
+    and must never part; like `origin` it is not to be written.
     """
 
     subject_id: str
@@ -65,6 +65,7 @@ class Study(Numbered):
     patient: str = field(repr=False)
     load: Loader = field(repr=False)
     origin: Origin = field(repr=False)
+    stamp: str = ""
 
 
 @dataclass(frozen=True, eq=False)
