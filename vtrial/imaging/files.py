@@ -83,15 +83,29 @@ def write_nifti_atomic(path: Path | str, array: Array, spacing_mm: tuple[float, 
     return digest
 
 
+class NoOrientation(InputError):
+    """A NIfTI file that does not say how its voxels lie in the patient."""
+
+
 def nifti_from_bytes(data: bytes, name: str) -> tuple[Array, NDArray[np.float64]]:
-    """Array in its stored type and affine of a NIfTI file's bytes, compressed or not; InputError if it is none."""
+    """Array and affine (mm) of a NIfTI file's bytes, compressed or not; InputError if it is none.
+
+    The array has its stored type, or is float32 where the file has a scale. NoOrientation where the affine is a guess.
+    """
     try:
         raw = _decompress(data) if data[:2] == b"\x1f\x8b" else data
         image = _Image.from_bytes(raw)
-        scaled = image.header.get_slope_inter() not in ((None, None), (1.0, 0.0))
-        array = image.get_fdata(dtype=np.float32) if scaled else np.asanyarray(image.dataobj)
+        array, slope, intercept = image.dataobj.get_unscaled(), image.dataobj.slope, image.dataobj.inter
+        if (slope, intercept) != (1.0, 0.0):
+            array = array.astype(np.float32)
+            array *= slope  # in place, as nibabel's own scaling takes twice the memory
+            array += intercept
     except Exception as error:
         raise InputError(f"{name}: not a readable NIfTI file ({error}); write it again") from None
+    if not image.header["sform_code"] and not image.header["qform_code"]:  # readers then guess left and right
+        raise NoOrientation(
+            f"{name}: its orientation is not known, as sform and qform have code 0; set its affine anew"
+        )
     return array, np.asarray(image.affine, dtype=np.float64)
 
 

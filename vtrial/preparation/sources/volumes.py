@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vtrial.imaging.dicom.series import AIR_HU
-from vtrial.imaging.files import nifti_from_bytes, spacing_of
+from vtrial.imaging.files import Array, NoOrientation, nifti_from_bytes, spacing_of
 from vtrial.imaging.volume import Affine, Volume, upright
 from vtrial.records import CannotRead, InputError
 
@@ -27,15 +28,27 @@ class NiftiPair:
     def __call__(self) -> tuple[Volume, Volume]:
         """CT in HU (int16) and PET in SUV (float32, g/ml), each upright on its own grid; InputError with the
         reason, CannotRead where a file cannot be read now."""
-        ct, suv = _read(self.ct, "CT"), _read(self.suv, "PET")
-        hu = np.clip(np.rint(ct.voxels), AIR_HU, 32767).astype(np.int16)
-        return Volume(hu, ct.affine), Volume(suv.voxels.astype(np.float32, copy=False), suv.affine)
+        hu, affine = _read(self.ct, "CT")
+        ct = upright(_hounsfield(hu), affine)
+        del hu
+        suv, affine = _read(self.suv, "PET")
+        return ct, upright(suv.astype(np.float32, copy=False), affine)
 
 
-def _read(path: Path, what: str) -> Volume:
+def _hounsfield(values: Array) -> NDArray[np.int16]:
+    """Rounded to whole HU, slice by slice, as a CT may have a hundred million voxels of any type."""
+    hu = np.empty(values.shape, dtype=np.int16, order="F")  # as NIfTI files have them
+    for k in range(values.shape[2]):
+        hu[..., k] = np.clip(np.rint(values[..., k]), AIR_HU, 32767)
+    return hu
+
+
+def _read(path: Path, what: str) -> tuple[Array, Affine]:
     """One file. Neither its name nor what readers say of its content is told."""
     try:
-        voxels, affine = nifti_from_bytes(path.read_bytes(), what)
+        voxels, affine = nifti_from_bytes(path.read_bytes(), f"the {what}")
+    except NoOrientation:
+        raise
     except OSError as error:
         raise CannotRead(f"the {what} cannot be read ({error.strerror})") from None
     except InputError:
@@ -46,13 +59,13 @@ def _read(path: Path, what: str) -> Volume:
         raise InputError(f"the {what} has {voxels.ndim} axes of type {voxels.dtype.name}: one 3D volume is needed")
     if min(voxels.shape) < FEWEST:
         raise InputError(f"the {what} has {min(voxels.shape)} voxels along an axis: too few for a volume")
-    if not np.isfinite(voxels).all():
+    if not all(np.isfinite(voxels[..., k]).all() for k in range(voxels.shape[2])):
         raise InputError(f"the {what} holds values that are not finite")
     try:
         _straight(affine)
     except InputError as error:
         raise InputError(f"the {what}: {error}") from None
-    return upright(voxels, affine)
+    return voxels, affine
 
 
 def _straight(affine: Affine) -> None:
