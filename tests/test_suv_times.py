@@ -139,6 +139,22 @@ def test_a_series_time_that_the_decay_factors_deny_is_refused(tmp_path: Path) ->
         suv_conversion(headers_of(tmp_path, of_beds(), setting(SeriesTime="100000")))
 
 
+@pytest.mark.parametrize("of_each_bed", [False, True])
+def test_a_series_time_before_all_frames_is_refused(tmp_path: Path, of_each_bed: bool) -> None:
+    """Without DecayFactor; with AcquisitionTime of the whole in every image a frame may lie long after the start."""
+
+    def edit(dataset: Dataset, k: int) -> None:
+        of_beds(decay_factor=False)(dataset, k)
+        if not of_each_bed:
+            dataset.AcquisitionTime, dataset.FrameReferenceTime = "103000", "59500"
+
+    with pytest.raises(InputError, match="SeriesTime and FrameReferenceTime contradict each other by 40 min"):
+        suv_conversion(headers_of(tmp_path, edit, setting(SeriesTime="095000")))
+    if not of_each_bed:
+        late = setting(FrameReferenceTime="1328700")
+        assert suv_conversion(headers_of(tmp_path, edit, late)).factors == pytest.approx([FACTOR] * 9, rel=1e-9)
+
+
 def moved(hours: float) -> Edit:
     """All times `hours` later, days included where they are said."""
 

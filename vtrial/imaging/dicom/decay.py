@@ -86,28 +86,21 @@ def average_count_time_s(duration_s: float, half_life_s: float) -> float:
 def decay_reference(headers: Sequence[PetHeader], half_life_s: float) -> Reference:
     """The moment of decay correction START; InputError where the header's times do not tell it.
 
-    SeriesTime where no image was acquired before it. Otherwise, in this order: from DecayFactor, from
-    FrameReferenceTime, the earliest AcquisitionTime, which is what START means.
+    SeriesTime where no image was acquired before it and nothing denies it. Otherwise, in this order: from DecayFactor,
+    from FrameReferenceTime, the earliest AcquisitionTime, which is what START means.
     """
     acquired = _acquisitions(headers)
     start = min(acquired, key=lambda moment: seconds_between(acquired[0], moment))
     series = headers[0].series
-    decay_offsets = _decay_offsets(headers, half_life_s)
-    by_factor = _by_offsets(acquired, decay_offsets)
+    decay_offsets, frame_offsets = _decay_offsets(headers, half_life_s), _frame_offsets(headers, half_life_s)
+    by_factor, by_frame = _by_offsets(acquired, decay_offsets), _by_offsets(acquired, frame_offsets)
     if series is not None and seconds_between(series, start) >= -_SAME_S:
-        apart = 0.0 if by_factor is None else seconds_between(series, by_factor)
-        if abs(apart) > _CONTRADICT_S:
-            raise InputError(
-                f"SeriesTime and DecayFactor contradict each other by {abs(apart) / 60:.0f} min about the moment of "
-                "decay correction; one of them was rewritten: take the series as it came from the scanner"
-            )
+        _refuse_denied(series, by_factor, by_frame)
         return Reference(series, "series time")
     told = "SeriesTime is missing" if series is None else "SeriesTime is later than the acquisition"
     note = f"{told}: the moment of decay correction was taken from the images"
     if by_factor is not None:
         return Reference(by_factor, "decay factor", (note,))
-    frame_offsets = _frame_offsets(headers, half_life_s)
-    by_frame = _by_offsets(acquired, frame_offsets)
     if by_frame is not None:
         return Reference(by_frame, "frame reference time", (note,))
     if decay_offsets is not None or frame_offsets is not None:
@@ -118,13 +111,31 @@ def decay_reference(headers: Sequence[PetHeader], half_life_s: float) -> Referen
     return Reference(start, "earliest acquisition time", (note,))
 
 
+def _refuse_denied(series: Moment, by_factor: Moment | None, by_frame: Moment | None) -> None:
+    """InputError where the images point to another moment than SeriesTime.
+
+    By FrameReferenceTime to a later one alone: some scanners write the start of the whole acquisition into every image,
+    and frames of its end then point to long before it.
+    """
+    told, apart = "DecayFactor", 0.0
+    if by_factor is not None:
+        apart = abs(seconds_between(series, by_factor))
+    elif by_frame is not None:
+        told, apart = "FrameReferenceTime", seconds_between(series, by_frame)
+    if apart > _CONTRADICT_S:
+        raise InputError(
+            f"SeriesTime and {told} contradict each other by {apart / 60:.0f} min about the moment of decay "
+            "correction; one of them was rewritten: take the series as it came from the scanner"
+        )
+
+
 def frame_moments(headers: Sequence[PetHeader], half_life_s: float) -> list[Moment]:
     """When each image of a series without decay correction was, on the average of its counts; InputError if unknown."""
     acquired = _acquisitions(headers)
     durations = [header.frame_duration_s or 0.0 for header in headers]
     if min(durations) <= 0.0:
         raise InputError(
-            "DecayCorrection is NONE and ActualFrameDuration is missing or 0: the frames' times are unknown"
+            "DecayCorrection is NONE and ActualFrameDuration is missing or not positive: the frames' times are unknown"
         )
     frames = [header.frame_reference_s or 0.0 for header in headers]
     if _all_same(acquired) and max(frames) - min(frames) > max(durations) / 2.0:
