@@ -43,6 +43,35 @@ def test_the_same_collection_gives_the_same_studies_elsewhere(tmp_path: Path) ->
     assert [s.fingerprint == t.fingerprint for s, t in zip(a.studies, changed)] == [True, False, True]
 
 
+def test_people_below_sites(tmp_path: Path) -> None:
+    """The folder above a study's is a person's; whether the next ones are sites or people, only a table tells."""
+    for i, name in enumerate(("A/p1/x", "A/p2/x", "B/p3/x", "B/p3/y")):
+        write_fdg(tmp_path / "src", *name.rsplit("/", 1), shift=i)
+    lines = [f"p{i},F,{50 + i},160,60" for i in (1, 2, 3)]
+    (tmp_path / "people.csv").write_text("\n".join(["PatientID,sex,age,height,weight", *lines]) + "\n")
+    found = find_studies(tmp_path / "src", tmp_path / "people.csv")
+    assert [study.person.age_years for study in found.studies] == [51, 52, 53, 53]
+    first, second, third, again = (study.patient for study in found.studies)
+    assert len({first, second, third}) == 3 and third == again
+    (note,) = found.notes
+    assert note.startswith("3 folders that hold studies were taken to be a person's each; they lie in 2 folders")
+    lines = [f"{name},{name[0]},F,50,160,60" for name in ("A/p1/x", "A/p2/x", "B/p3/x", "B/p3/y")]
+    (tmp_path / "unite.csv").write_text("\n".join(["study,PatientID,sex,age,height,weight", *lines]) + "\n")
+    found = find_studies(tmp_path / "src", tmp_path / "unite.csv")
+    assert [study.patient == found.studies[0].patient for study in found.studies] == [True, True, False, False]
+    assert found.notes == ()
+
+
+def test_folders_of_people_and_studies_are_in_no_doubt(tmp_path: Path) -> None:
+    for i, name in enumerate(("all/P001/1", "all/P002/1", "all/P002/2")):
+        write_fdg(tmp_path, *name.rsplit("/", 1), shift=i)
+    found = find_studies(tmp_path)
+    assert [study.origin.patient for study in found.studies] == ["P001", "P002", "P002"] and found.notes == ()
+    for i, name in enumerate(("A/PETCT_01", "A/PETCT_02", "B/PETCT_03")):
+        write_fdg(tmp_path / "sites", name, "x", shift=i)
+    assert find_studies(tmp_path / "sites").notes == ()
+
+
 def test_nnunet_raw(tmp_path: Path) -> None:
     write_case(tmp_path, "fdg_0011f3deaf_03-23-2003-NA-PET-CT Ganzkoerper  primaer mit KM-10445")
     write_case(tmp_path, "fdg_0011f3deaf_01-01-2004-NA-x-1", shift=1)
@@ -146,6 +175,19 @@ def test_an_unusable_study_of_another_form_stops_nobody(tmp_path: Path) -> None:
     found = find_studies(tmp_path)
     assert found.kind == "pairs" and len(found.studies) == 1
     assert [left.reasons for left in found.left_out] == [("the study has no PET series",)]
+
+
+@pytest.mark.parametrize("source", ["x" * 300, "~nobody-of-this-name/x"])
+def test_places_that_cannot_be(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, source: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match="name a folder of PET/CT studies, or a table of their paths"):
+        find_studies(source)
+    write_pair(tmp_path / "a.nii", tmp_path / "b.nii")
+    (tmp_path / "list.csv").write_text(f"ct,suv\na.nii,b.nii\n{source},b.nii\n")
+    found = find_studies("list.csv")
+    assert len(found.studies) == 1 and found.left_out[0].reasons[0].startswith("the CT ")
+    with pytest.raises(InputError, match="cannot be read"):
+        find_studies("list.csv", source)
 
 
 def test_nothing_there(tmp_path: Path) -> None:

@@ -79,17 +79,26 @@ def _pairs(folder: Folder) -> list[FoundScan]:
     return found
 
 
+def names_patient(part: str) -> bool:
+    """Whether a folder or file has the form in which a known data set names a person."""
+    return _PATIENT.match(part) is not None
+
+
 def _shared(places: list[tuple[str, ...]]) -> int:
     """How many leading parts all places share."""
     return next((i for i, parts in enumerate(zip(*places)) if len(set(parts)) > 1), min(map(len, places), default=0))
 
 
 def _patient(place: PurePosixPath, shared: int, location: str) -> str:
-    """The part of the path that names the person: by its form, else the first that differs between scans."""
-    known = next((part for part in place.parts if _PATIENT.match(part)), None)
+    """The part of the path that names the person: by its form, else the folder that the scan's own lies in.
+
+    Above it may be sites or cohorts. Folders that all scans share are nobody's; where only the scan's own is left, it
+    is the person's.
+    """
+    known = next(filter(names_patient, place.parts), None)
     if known is not None:
         return known
-    own = place.parts[shared : shared + 1] or place.parts[-1:]
+    own = place.parts[shared:][-2:] or place.parts[-1:]
     return own[0] if own else PurePosixPath(location).name
 
 

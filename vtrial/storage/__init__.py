@@ -8,13 +8,14 @@ small object, and there is no lock, so do not start two drivers on one URL. Othe
 
 from vtrial.storage.folder import Folder, open_folder, write_if_new
 from vtrial.storage.local import LocalFolder, whole_file, write_atomic
-from vtrial.storage.names import folder_name, place, printable
+from vtrial.storage.names import expanded, folder_name, place, printable
 from vtrial.storage.remote import RemoteFolder
 
 __all__ = [
     "Folder",
     "LocalFolder",
     "RemoteFolder",
+    "expanded",
     "folder_name",
     "open_folder",
     "place",

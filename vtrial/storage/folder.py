@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from vtrial.storage.local import LocalFolder
+from vtrial.storage.names import expanded
 from vtrial.storage.remote import RemoteFolder
 
 
@@ -67,4 +68,4 @@ def open_folder(location: str | Path) -> Folder:
         folder = RemoteFolder(text.rstrip("/"))
         folder.check_scheme()
         return folder
-    return LocalFolder(str(Path(text).expanduser().absolute()))
+    return LocalFolder(str(expanded(text).absolute()))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import PurePosixPath
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
 
 
 def printable(text: str) -> str:
@@ -14,6 +15,13 @@ def place(location: str, name: str) -> str:
     """Where a file of a folder is, for people; the options of a URL (`?region=…`) stay at its end."""
     path, mark, options = _parts(location)
     return f"{path.rstrip('/')}/{name}{mark}{options}"
+
+
+def expanded(path: str | Path) -> Path:
+    """A path with its `~` as the shell takes it: that of nobody known here stays as it is."""
+    with suppress(RuntimeError):
+        return Path(path).expanduser()
+    return Path(path)
 
 
 def folder_name(location: str) -> str:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from vtrial.imaging.dicom.fields import names_nobody
 from vtrial.imaging.dicom.people import Person
 from vtrial.imaging.dicom.suv import Tracer
-from vtrial.imaging.discovery import FoundScan
+from vtrial.imaging.discovery import FoundScan, names_patient
 from vtrial.preparation.sources.content import fingerprint, stamp, twins_of
 from vtrial.preparation.sources.dicoms import dicom_candidates
 from vtrial.preparation.sources.listed import listed_candidates
@@ -29,8 +29,11 @@ from vtrial.preparation.sources.tables import (
     told_header,
 )
 from vtrial.records import InputError
+from vtrial.storage import expanded
 
 _FORMS: Mapping[Kind, str] = {"dicom": "DICOM", "pairs": "CTres and SUV files", "nnunet": "nnU-Net cases"}
+
+_WANTED = "name a folder of PET/CT studies, or a table of their paths"
 
 
 def find_studies(source: str | Path, demographics: str | Path | None = None, *, tracer: Tracer = "fdg") -> Collection:
@@ -41,7 +44,7 @@ def find_studies(source: str | Path, demographics: str | Path | None = None, *, 
     Raises InputError where nothing is found, two forms lie side by side, or `demographics` cannot be read or is about
     no study here. No file under the source is named in it, as its name may be somebody's.
     """
-    place = Path(source).expanduser().absolute()
+    place = expanded(source).absolute()
     kind, candidates, notes = _recognised(place, tracer)
     joined = _joined(place, kind, candidates, demographics)
     notes += [f"{j.strangers} rows of demographics are about no study here" for j in joined if j.strangers]
@@ -51,6 +54,7 @@ def find_studies(source: str | Path, demographics: str | Path | None = None, *, 
     twins = twins_of(prints, [candidate.files for candidate in candidates])
     patients = _patients(candidates, joined, twins)
     notes += _doubtful_people(candidates, joined, patients)
+    notes += _doubtful_folders(candidates, joined) if kind == "pairs" else []
     studies, left_out = [], []
     for i, each in enumerate(candidates):
         subject_id = _id(i)
@@ -74,10 +78,14 @@ def _id(i: int) -> str:
 
 def _recognised(place: Path, tracer: Tracer) -> tuple[Kind, list[Candidate], list[str]]:
     """The form of a collection, what it offers in an order that depends on names alone, and notes."""
-    if place.is_file():
+    try:
+        is_table, is_folder = place.is_file(), place.is_dir()
+    except OSError as error:  # a name too long, a folder above it without leave
+        raise InputError(f"{place}: cannot be looked for ({error.strerror}); {_WANTED}") from None
+    if is_table:
         return "table", listed_candidates(place), []
-    if not place.is_dir():
-        raise InputError(f"{place}: nothing is there; name a folder of PET/CT studies, or a table of their paths")
+    if not is_folder:
+        raise InputError(f"{place}: nothing is there; {_WANTED}")
     found = nifti_candidates(place, tracer)
     found["dicom"], others = dicom_candidates(place, tracer)
     usable = {kind: sum(not c.reasons for c in some) for kind, some in found.items()}
@@ -105,7 +113,7 @@ def scanned_people(root: Path, scans: Sequence[FoundScan]) -> list[Candidate]:
 def _joined(place: Path, kind: Kind, candidates: Sequence[Candidate], demographics: str | Path | None) -> list[Joined]:
     """The table asked for, then those beside NIfTI files that are about any of them."""
     beside = _beside(place, candidates) if kind in ("pairs", "nnunet") else []
-    return beside if demographics is None else [_asked(Path(demographics).expanduser(), place, candidates), *beside]
+    return beside if demographics is None else [_asked(expanded(demographics), place, candidates), *beside]
 
 
 def _beside(place: Path, candidates: Sequence[Candidate]) -> list[Joined]:
@@ -175,7 +183,7 @@ def _patients(candidates: Sequence[Candidate], joined: Sequence[Joined], twins: 
 
 def _doubtful_people(candidates: Sequence[Candidate], joined: Sequence[Joined], patients: Sequence[str]) -> list[str]:
     """Notes on whose the studies are: where nothing tells, and where one name seems to be several people's."""
-    named = {i for each in joined for i, name in each.patients.items() if not names_nobody(name)}
+    named = _named(joined)
     usable = [i for i, candidate in enumerate(candidates) if not candidate.reasons]
     nameless = sum(names_nobody(candidates[i].origin.patient) and i not in named for i in usable)
     notes = []
@@ -194,3 +202,24 @@ def _doubtful_people(candidates: Sequence[Candidate], joined: Sequence[Joined], 
             "does a PatientID stand for many? They stay in one split; column person of subjects.csv shows them"
         )
     return notes
+
+
+def _named(joined: Sequence[Joined]) -> set[int]:
+    """The candidates whose person a table names."""
+    return {i for each in joined for i, name in each.patients.items() if not names_nobody(name)}
+
+
+def _doubtful_folders(candidates: Sequence[Candidate], joined: Sequence[Joined]) -> list[str]:
+    """A note where folders above those of the people hold several: they may be sites, or be the people themselves."""
+    people: dict[PurePosixPath, set[str]] = {}
+    for i in {i for i, candidate in enumerate(candidates) if not candidate.reasons} - _named(joined):
+        place = PurePosixPath(candidates[i].origin.path)
+        if len(place.parts) > 2 and not any(map(names_patient, place.parts)):
+            people.setdefault(place.parent.parent, set()).add(place.parent.name)
+    if len(people) < 2 or max(map(len, people.values())) < 2:
+        return []
+    return [
+        f"{sum(map(len, people.values()))} folders that hold studies were taken to be a person's each; they lie in "
+        f"{len(people)} folders, as of sites: if these are the people, a column PatientID in a table of demographics "
+        "unites them"
+    ]

@@ -22,6 +22,7 @@ from vtrial.preparation.sources.tables import (
     told_header,
 )
 from vtrial.records import InputError
+from vtrial.storage import expanded
 
 
 def listed_candidates(path: Path) -> list[Candidate]:
@@ -50,7 +51,7 @@ def _candidate(raw: Row, row: Row, folder: Path) -> Candidate:
     ct, suv = cell_of(raw, CT_COLUMNS), cell_of(raw, SUV_COLUMNS)
     origin = Origin(ct or suv, cell_of(raw, PATIENT_COLUMNS))
     if ct and suv:
-        ct_file, suv_file = (folder / Path(cell).expanduser() for cell in (ct, suv))
+        ct_file, suv_file = (folder / expanded(cell) for cell in (ct, suv))
         candidate = pair_candidate(origin, (), ct_file, suv_file)
     else:
         pathless = tuple(f"the row has no path of the {what}" for what, cell in (("CT", ct), ("SUV", suv)) if not cell)
