@@ -205,6 +205,24 @@ def test_a_bad_study_does_not_stop_the_others(tmp_path: Path) -> None:
     assert any("9000 kg" in reason for left in found.left_out for reason in left.reasons)
 
 
+def test_a_header_that_nobody_foresaw_does_not_stop_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_study(tmp_path / "good")
+    with pydicom.config.disable_value_validation():
+        write_study(tmp_path / "absurd", study=2, pet=setting(ActualFrameDuration="-99999999999", DecayFactor="1.2"))
+    assert len(find_studies(tmp_path).studies) == 2  # a duration that cannot be is missing
+
+    def judged(label: str, stack: object, tracer: object) -> None:
+        raise OverflowError(f"{PATIENT} is too large")
+
+    monkeypatch.setattr("vtrial.imaging.dicom.pairing._judged", judged)
+    found = find_studies(tmp_path)
+    assert [left.where for left in found.left_out] == ["absurd", "good"]
+    for left in found.left_out:
+        assert left.reasons == ("its headers hold what was not foreseen (OverflowError): export the study again",)
+        assert left.place == tmp_path / left.where and left.identity.patient == PATIENT
+        assert PATIENT not in repr(left) and str(tmp_path) not in repr(left)
+
+
 def test_studies_of_one_person_carry_one_number(tmp_path: Path) -> None:
     other = setting(PatientID="SOMEBODY-ELSE")
     write_study(tmp_path / "1", study=1)

@@ -262,7 +262,7 @@ def _pet(dataset: Any) -> PetHeader:
         acquisition=moment_of(text_of(dataset, "AcquisitionDate"), text_of(dataset, "AcquisitionTime"))
         or moment_of_datetime(text_of(dataset, "AcquisitionDateTime")),
         frame_reference_s=None if frame_ms is None else frame_ms / 1000.0,
-        frame_duration_s=None if duration_ms is None else duration_ms / 1000.0,
+        frame_duration_s=duration_ms / 1000.0 if duration_ms is not None and duration_ms > 0.0 else None,
         decay_factor=number_of(dataset, "DecayFactor"),
         philips_suv=philips_factor(dataset, 0x00),
         philips_bqml=philips_factor(dataset, 0x09),

@@ -8,9 +8,8 @@ reason, and never stops the rest. Nothing that is shown (reasons, notes, `repr`)
 from __future__ import annotations
 
 import os
-from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from vtrial.imaging.dicom.folder import FolderContent, Shown, read_folder
@@ -21,6 +20,8 @@ from vtrial.imaging.dicom.series import Series, read_ct, read_pet, stacks
 from vtrial.imaging.dicom.suv import SuvConversion, Tracer
 from vtrial.imaging.volume import LEAST_COVERAGE, Volume
 from vtrial.records import InputError
+
+_NOBODY = Identity("", "", frozenset())
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,10 +46,16 @@ class DicomStudy:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A study, or files, that cannot be used, and every reason why."""
+    """A study, or files, that cannot be used, and every reason why.
+
+    `where` is its folder as it may be shown. `place` is the study's folder, or the first of the files, and `identity`
+    what the headers call person and study, for a key that the user asks for; they are never shown.
+    """
 
     where: str
     reasons: tuple[str, ...]
+    place: Path = field(repr=False)
+    identity: Identity = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -77,12 +84,16 @@ def find_studies(root: Path, *, tracer: Tracer = "fdg", least_coverage: float = 
     numbers: dict[str, int] = {}
     studies, left_out = [], _broken(content, shown)
     for images in by_study.values():
-        where = shown(_common(images))
+        place = _common(images)
+        where = shown(place)
         number = numbers.setdefault(images[0].identity.patient or images[0].identity.study_uid, len(numbers) + 1)
         try:
             studies.append(_study(images, number, where, tracer, least_coverage))
         except InputError as error:
-            left_out.append(LeftOut(where, error.problems))
+            left_out.append(LeftOut(where, error.problems, place, _common_identity(images)))
+        except Exception as error:  # a header may hold anything; the error's words may quote it
+            reason = f"its headers hold what was not foreseen ({type(error).__name__}): export the study again"
+            left_out.append(LeftOut(where, (reason,), place, _common_identity(images)))
     return DicomCollection(tuple(studies), tuple(left_out), content.others)
 
 
@@ -98,12 +109,25 @@ def read_suv(study: DicomStudy) -> Volume:
 
 
 def _broken(content: FolderContent, shown: Shown) -> list[LeftOut]:
-    counts = Counter((shown(path.parent), reason) for path, reason in content.broken)
-    return [LeftOut(where, (f"{count} files: {reason}",)) for (where, reason), count in counts.items()]
+    """Files that cannot be read, those of a folder together by their reason."""
+    together: dict[tuple[Path, str], list[Path]] = {}
+    for path, reason in content.broken:
+        together.setdefault((path.parent, reason), []).append(path)
+    return [
+        LeftOut(shown(folder), (f"{len(paths)} files: {reason}",), paths[0], _NOBODY)
+        for (folder, reason), paths in together.items()
+    ]
 
 
 def _common(images: Iterable[Image]) -> Path:
     return Path(os.path.commonpath([image.path.parent for image in images]))
+
+
+def _common_identity(images: Iterable[Image]) -> Identity:
+    """What the images of a study call it; without its person where they name several."""
+    identities = [image.identity for image in images]
+    patients = {identity.patient for identity in identities}
+    return identities[0] if len(patients) == 1 else replace(identities[0], patient="")
 
 
 def _study(images: list[Image], patient: int, where: str, tracer: Tracer, least_coverage: float) -> DicomStudy:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from vtrial.imaging.dicom.studies import DicomStudy, find_studies, read_study
+from vtrial.imaging.dicom.studies import DicomStudy, LeftOut, find_studies, read_study
 from vtrial.imaging.dicom.suv import Tracer
 from vtrial.imaging.volume import Volume
 from vtrial.preparation.sources.study import Candidate, Fact, Origin
@@ -32,8 +32,15 @@ def dicom_candidates(root: Path, tracer: Tracer) -> tuple[list[Candidate], Mappi
         found = find_studies(root, tracer=tracer)
     except InputError:  # no image is there
         return [], {}
-    unusable = [Candidate(Origin(left.where), reasons=left.reasons) for left in found.left_out]
+    unusable = [_unusable(root, left) for left in found.left_out]
     return [*(_candidate(root, study) for study in found.studies), *unusable], found.others
+
+
+def _unusable(root: Path, left: LeftOut) -> Candidate:
+    """A left-out study with the names that a table may call it, so that its rows are no strangers."""
+    path, uid = left.place.relative_to(root).as_posix(), left.identity.study_uid
+    names = (uid, left.place.name) if uid else ()
+    return Candidate(Origin(path, left.identity.patient, uid), names, reasons=left.reasons)
 
 
 def _candidate(root: Path, study: DicomStudy) -> Candidate:

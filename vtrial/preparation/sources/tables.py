@@ -195,11 +195,13 @@ class _Names:
         studies: dict[str, set[int]] = {}
         patients: dict[str, set[int]] = {}
         folders: dict[str, set[int]] = {}
+        usable = {folded(candidate.origin.path) for candidate in candidates if not candidate.reasons}
         for i, candidate in enumerate(candidates):
             if candidate.origin.patient:
                 patients.setdefault(folded(candidate.origin.patient), set()).add(i)
             for name in filter(None, map(folded, (candidate.origin.path, *candidate.names))):
-                studies.setdefault(name, set()).add(i)
+                if not (candidate.reasons and name in usable):  # what is left out may lie in a usable study's folder
+                    studies.setdefault(name, set()).add(i)
             parts = folded(candidate.origin.path).split("/")
             for name in parts[:-1] or parts:
                 folders.setdefault(name, set()).add(i)
