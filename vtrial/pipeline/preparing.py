@@ -20,7 +20,7 @@ from vtrial.imaging.dicom.suv import Tracer
 from vtrial.pipeline.masks import USUAL, Choice
 from vtrial.preparation.dataset import Prepared, TrainingSet, finish_training_set, person_problems
 from vtrial.preparation.sheet import sheet_scans
-from vtrial.preparation.sources import Collection, LeftOut, Study, find_studies, write_key
+from vtrial.preparation.sources import Collection, LeftOut, Study, check_key, find_studies, write_key
 from vtrial.preparation.work import REASONS, STAMP, PrepareWorkFactory
 from vtrial.production import record_attempt, session_of
 from vtrial.records import InputError
@@ -87,6 +87,8 @@ def prepare(
     where no study can be trained on. CannotGoOn where storage or workers give up: the same call goes on.
     """
     started = time.monotonic()
+    if wanted.key is not None:
+        check_key(wanted.key, wanted.source, wanted.demographics, out)
     plan = _segmenter(wanted)
     collection = find_studies(wanted.source, wanted.demographics, tracer=wanted.tracer)
     folder = open_folder(out)

@@ -128,12 +128,15 @@ class LocalFolder:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A stream into `path`, there whole or not at all, and durably: temporary name beside it, fsync, rename."""
+def whole_file(path: Path, *, mode: int = 0o666) -> Iterator[BinaryIO]:
+    """A stream into `path`, there whole or not at all, and durably: temporary name beside it, fsync, rename.
+
+    `mode` is who may read and write it, from the start; the umask takes from it.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}{PART}")
     try:
-        with part.open("wb") as file:
+        with open(part, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
@@ -148,7 +151,7 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         os.close(folder)
 
 
-def write_atomic(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes, *, mode: int = 0o666) -> None:
     """Write `data` under `path` as `whole_file`."""
-    with whole_file(path) as file:
+    with whole_file(path, mode=mode) as file:
         file.write(data)

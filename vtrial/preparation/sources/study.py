@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,8 +9,6 @@ from typing import Literal, Protocol
 
 from vtrial.imaging.dicom.people import Person
 from vtrial.imaging.volume import Volume
-from vtrial.records import InputError
-from vtrial.storage import write_atomic
 
 Kind = Literal["dicom", "pairs", "nnunet", "table"]
 Fact = str | float
@@ -103,32 +99,3 @@ class Candidate:
     facts: Mapping[str, Fact] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
-
-
-def source_key(collection: Collection) -> list[dict[str, str]]:
-    """One row for each subject, left-out ones too: which study of the source it is. This identifies people."""
-    entries: list[tuple[Study | LeftOut, str]] = [(study, "") for study in collection.studies]
-    entries += [(left, "; ".join(left.reasons)) for left in collection.left_out]
-    return [
-        {
-            "subject_id": entry.subject_id,
-            "path": entry.origin.path,
-            "patient": entry.origin.patient,
-            "study_uid": entry.origin.study_uid,
-            "left_out": reasons,
-        }
-        for entry, reasons in sorted(entries, key=lambda pair: (len(pair[0].subject_id), pair[0].subject_id))
-    ]
-
-
-def write_key(path: Path, collection: Collection) -> None:
-    """Write `source_key` as CSV that its owner alone can read; InputError if that cannot be."""
-    rows, text = source_key(collection), io.StringIO()
-    writer = csv.DictWriter(text, ["subject_id", "path", "patient", "study_uid", "left_out"])
-    writer.writeheader()
-    writer.writerows(rows)
-    try:
-        write_atomic(path, text.getvalue().encode("utf-8", "backslashreplace"))
-        path.chmod(0o600)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); name another file for the key") from None
