@@ -11,7 +11,7 @@ import torch
 
 from vtrial.diffusion.denoiser import StageName
 from vtrial.diffusion.sampler import SamplerConfig
-from vtrial.diffusion.weights import CARD, WEIGHT_FILES, ModelCard, list_models, read_card
+from vtrial.diffusion.weights import CARD, WEIGHT_FILES, ExtentFit, ModelCard, list_models, read_card
 from vtrial.generation import describe_models
 from vtrial.pipeline.segmenters import fit_segmenter, is_segmenter
 from vtrial.records import InputError
@@ -31,6 +31,7 @@ from vtrial.training import (
 from vtrial.training.checkpoint import CHECKPOINT, check_run
 from vtrial.training.data import data_sha256, read_extent
 from vtrial.training.estimate import Estimate, estimate
+from vtrial.training.export import kept_stages
 from vtrial.training.fitting import open_source
 
 Progress = Callable[[dict[str, object]], None]
@@ -98,6 +99,7 @@ def fit_stage(
 ) -> ModelCard:
     """Fit one stage, going on from its last checkpoint, and export the stages that `out` holds.
 
+    A stage whose checkpoint is gone stays in the model as it is. Lengths of bodies are those of stage 1's data.
     Checkpoints lie in `out`/training/<stage>; the samplers of a card that is there already are kept, and a new stage is
     sampled over the noise levels that it was trained on.
     """
@@ -107,27 +109,34 @@ def fit_stage(
     if ema is not None and ema not in settings.ema and not settings.watch.snapshot_steps:
         tracked = ", ".join(f"{length:g}" for length in settings.ema)
         raise InputError(f"--ema {ema:g}: {config} tracks {tracked}; choose one of these or set watch.snapshot_steps")
+    extent = read_extent(data)
     trainer(job, progress)
+    with writing(out):
+        return _export(settings, data, extent, out, ema)
+
+
+def _export(settings: TrainingConfig, data: Path, extent: ExtentFit | None, out: Path, ema: float | None) -> ModelCard:
+    """Export what `out` holds after a stage was trained: stages with a checkpoint anew, others as its card has them."""
     runs: dict[StageName, Path] = {stage: _folder(out, stage) for stage in WEIGHT_FILES}
     runs = {stage: folder for stage, folder in runs.items() if (folder / CHECKPOINT).is_file()}
     known = read_card(out) if (out / CARD).is_file() else None
-    others = {stage: known.stages[stage] for stage in runs if known and stage in known.stages}
-    hashes = {stage: card.data_sha256 for stage, card in others.items()}
-    others.pop(settings.stage, None)
-    lengths = {stage: card.ema_length for stage, card in others.items()}
-    with writing(out):
-        return export_model(
-            out,
-            runs,
-            _samplers(settings, known, list(runs)),
-            name=out.name,
-            ema=lengths if ema is None else {**lengths, settings.stage: ema},
-            description=known.description if known else "",
-            data=str(data),
-            data_sha256=hashes,
-            hardware=hardware(),
-            extent=read_extent(data),
-        )
+    trained = known.stages if known else {}
+    lengths = {stage: card.ema_length for stage, card in trained.items() if stage != settings.stage}
+    text = str(data)
+    if known and settings.stage != "global":  # bodies and their lengths are stage 1's
+        text, extent = known.data, known.extent
+    return export_model(
+        out,
+        runs,
+        _samplers(settings, known, [*runs, *kept_stages(out, known, runs)]),
+        name=out.name,
+        ema=lengths if ema is None else {**lengths, settings.stage: ema},
+        known=known,
+        data=text,
+        data_sha256={stage: card.data_sha256 for stage, card in trained.items()},
+        hardware=hardware(),
+        extent=extent,
+    )
 
 
 def foresee(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from pathlib import Path
 
 import torch
@@ -35,7 +35,7 @@ def export_model(
     *,
     name: str,
     ema: float | Mapping[StageName, float] | None = None,
-    description: str = "",
+    known: ModelCard | None = None,
     data: str = "",
     data_sha256: Mapping[StageName, str] | None = None,
     hardware: str = "",
@@ -44,37 +44,45 @@ def export_model(
     """Write `out` with a safetensors file for each stage of `runs` (folders of `train`) and card.json.
 
     `ema` is the averaging length to take, of all stages or of some, tracked or made of snapshots; by default the
-    shortest tracked. `data_sha256` are the training sets' of runs whose checkpoints do not tell, `extent` that of the
-    people trained on, by default the paper's. InputError for an unreadable run, a run of another stage, a length that
-    cannot be had; OSError if the model cannot be written.
+    shortest tracked. `known` is the card that `out` has: its stages without a run stay (`kept_stages`), and so do
+    description and license, and what was measured of it where no weights change. `data_sha256` are the training sets'
+    of runs whose checkpoints do not tell, `extent` that of the people trained on, by default the paper's. InputError
+    for an unreadable run, a run of another stage, a length that cannot be had; OSError if the model cannot be written.
     """
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
     stages: dict[StageName, StageCard] = {}
-    supports: list[Support] = []
+    supports: dict[StageName, Support] = {}
     for stage, run in runs.items():
         length = ema.get(stage) if isinstance(ema, Mapping) else ema
-        card, support = _export_stage(folder, stage, Path(run), samplers[stage], length)
-        known = card.data_sha256 or (data_sha256 or {}).get(stage, "")
-        stages[stage] = card.model_copy(update={"data_sha256": known})
-        supports.append(support)
+        card, supports[stage] = _export_stage(folder, stage, Path(run), samplers[stage], length)
+        sha256 = card.data_sha256 or (data_sha256 or {}).get(stage, "")
+        stages[stage] = card.model_copy(update={"data_sha256": sha256})
+    for stage, card in kept_stages(folder, known, runs).items():
+        stages[stage] = card.model_copy(update={"sampler": samplers.get(stage, card.sampler)})
+        if known and stage == "global":
+            supports[stage] = known.support
+    facts = {"data": data, "hardware": hardware, "extent": extent or ExtentFit()}
+    if known:
+        facts |= {"description": known.description, "license": known.license}
+        if known.files == {card.file: card.sha256 for card in stages.values()}:
+            facts |= {"hardware": known.hardware, "fidelity": known.fidelity, "extent": extent or known.extent}
     # the first stage decides what bodies can be made
-    support = supports[list(runs).index("global")] if "global" in runs else supports[0]
+    support = supports.get("global") or next(iter(supports.values()))
+    ordered = {stage: stages[stage] for stage in WEIGHT_FILES if stage in stages}
     try:
-        card_of_all = ModelCard(
-            name=name,
-            description=description,
-            data=data,
-            hardware=hardware,
-            support=support,
-            extent=extent or ExtentFit(),
-            stages=stages,
-        )
+        card_of_all = ModelCard.model_validate({"name": name, "support": support, "stages": ordered, **facts})
     except ValidationError as error:
         told = "; ".join(e["msg"] for e in error.errors())
         raise InputError(f"{folder}: these stages do not make a model: {told}; what was trained is safe") from None
     write_card(folder, card_of_all)
     return card_of_all
+
+
+def kept_stages(folder: Path, known: ModelCard | None, runs: Container[StageName]) -> dict[StageName, StageCard]:
+    """The stages of the card in `folder` that none of `runs` makes anew, where their weights are there."""
+    stages = known.stages if known else {}
+    return {stage: card for stage, card in stages.items() if stage not in runs and (folder / card.file).is_file()}
 
 
 def _export_stage(
