@@ -10,13 +10,12 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from vtrial.measurement.scan import LOWEST_SUV
-from vtrial.measurement.subject import CENSORED_AT_SUV
-from vtrial.records import InputError
-from vtrial.validation import AnalysisSettings, Cohort, anova, cohort_of, compare, read_reference, statistic
+from vtrial.records import HIGHEST_SUV, InputError
+from vtrial.validation import AnalysisSettings, Cohort, anova, cohort_of, compare, read_reference
 from vtrial.validation.match import pair
 from vtrial.validation.multiplicity import benjamini_hochberg, holm
 from vtrial.validation.strata import strata_of
+from vtrial.validation.tables import usual_names
 from vtrial.validation.verdict import DIFFERENT, EQUIVALENT, NOT_COMPARED, TOO_FEW
 
 QUICK = AnalysisSettings(bootstraps=500, shufflings=500, organs=("liver", "spleen"))
@@ -193,8 +192,18 @@ def test_another_ceiling_moves_nothing_but_what_reaches_it() -> None:
     assert cohort_of("twins", m, subjects).column(("liver", "suv_max")).tolist() == [10, 25, 25, 25]
 
 
-def test_limits_are_those_of_measuring() -> None:
-    assert statistic.LOWEST_SUV == LOWEST_SUV and statistic.CENSORED_AT_SUV == CENSORED_AT_SUV
+def test_what_measuring_takes_is_compared_and_becquerel_is_not() -> None:
+    subjects, m = tables(10, 1)
+    m.loc[0, "suv_max"] = 1500.0  # one hot voxel of the liver, as `vtrial measure` takes up to 10,000
+    assert cohort_of("t", m, subjects).column(("liver", "suv_max")).max() == 25.0
+    m.loc[0, "suv_max"] = HIGHEST_SUV * 1.01
+    with pytest.raises(InputError, match=r"s0, organ liver, column suv_max: 10100\.0: beyond any SUV"):
+        cohort_of("t", m, subjects)
+    subjects, m = tables(10, 1)
+    m.loc[m["subject_id"] == "s3", "suv_mean"] = [5200.0, 4100.0]  # Bq/ml: no organ has less than a thousand
+    with pytest.raises(InputError) as caught:
+        cohort_of("t", m, subjects)
+    assert len(caught.value.problems) == 2 and "perhaps Bq/ml" in caught.value.problems[0]
 
 
 def bladders(name: str, seed: int, hottest: float) -> Cohort:
@@ -327,7 +336,7 @@ def test_a_column_of_its_own_name_wins(column: str, value: object) -> None:
         c = cohort_of("run", m, more)
         assert c.people["bmi"].tolist() == [24.0] * 10 and c.people.index.tolist() == [f"s{i}" for i in range(10)]
         assert c.people["age_years"].tolist() == subjects["age_years"].tolist()
-    named = statistic.usual_names(pd.DataFrame({"Age": [1], "AGE_YEARS": [2], "age": [3], "Id": [4]}))
+    named = usual_names(pd.DataFrame({"Age": [1], "AGE_YEARS": [2], "age": [3], "Id": [4]}))
     assert named.to_dict("list") == {"age_years": [2], "subject_id": [4]}
 
 
@@ -358,7 +367,7 @@ def test_a_numeric_diagnosis_is_one_level_with_gaps_or_without() -> None:
 def test_bad_measurements_are_refused_all_at_once() -> None:
     subjects, m = tables(10, 1)
     subjects.loc[0, "sex"] = "x"
-    with pytest.raises(InputError, match="subject s0, column sex: 'X' is neither F nor M"):
+    with pytest.raises(InputError, match="subject s0, column sex: 'x' is neither F nor M"):
         cohort_of("t", m, subjects)
     subjects.loc[0, "sex"] = "female"
     m.loc[0, "suv_mean"], m.loc[1, "volume_ml"], m.loc[2, "suv_max"] = 31000.0, -5.0, np.inf

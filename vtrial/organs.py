@@ -136,6 +136,14 @@ GROUPS: dict[str, tuple[int, ...]] = {
     "iliopsoas": (88, 89),
 }
 
+# What holds gas or dense bone: its mean is another one where CT is clipped at -500 and 500 HU.
+GAS_OR_BONE: frozenset[str] = frozenset(
+    name
+    for name in (*ORGAN_IDS, *GROUPS)
+    if name.startswith(("lung", "vertebrae_", "rib", "humerus_", "scapula", "clavic", "femur_", "hip"))
+    or name in ("trachea", "esophagus", "stomach", "duodenum", "small_bowel", "colon", "sacrum", "skull", "sternum")
+)
+
 
 def labels_of(organ: str) -> tuple[int, ...]:
     """Class ids of an organ or group name; raises KeyError for an unknown one."""

@@ -12,6 +12,13 @@ if TYPE_CHECKING:  # `vtrial --help` should not wait for it
 
 Sex = Literal["F", "M"]
 
+# What a model's volumes hold (Yoon et al. 2025, section 2.2): `vtrial.imaging.codec` clips CT and PET there.
+MODEL_HU = (-500.0, 500.0)
+MODEL_SUV = 25.0
+# What a PET in SUV may hold, in a voxel as in a measurement (g/ml).
+HIGHEST_SUV = 10_000.0  # a tenth of the dose in 1 ml of a man of 100 kg
+LOWEST_SUV = -50.0  # reconstructions may dip below zero, but not so far
+
 
 class InputError(ValueError):
     """Bad input, told so that the reader can mend it: what, where, which value, what to do.

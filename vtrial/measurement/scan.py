@@ -14,14 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vtrial.organs import ORGAN_NAMES
-from vtrial.records import InputError, PetCt
+from vtrial.records import HIGHEST_SUV, LOWEST_SUV, InputError, PetCt
 
 GRID_TOLERANCE = 0.05  # of the smallest voxel edge: what headers lose in rounding, far below what a mask could suffer
 AIR_BELOW_HU = -200.0
 # The SUV of a whole scan times its volume is the patient's mass at most, if all that was injected is in view.
 HEAVIEST_KG = 500.0
-HIGHEST_SUV = 10_000.0  # a tenth of the dose in 1 ml of a man of 100 kg
-LOWEST_SUV = -50.0  # reconstructions may dip below zero, but not so far
 
 Array = NDArray[Any]
 Affine = NDArray[np.float64]

@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 from vtrial.measurement.peak import suv_peaks
 from vtrial.measurement.scan import CheckedScan, LabelledScan, check_scan
 from vtrial.organs import GROUPS, ORGAN_IDS, ORGAN_NAMES, labels_of
-from vtrial.records import InputError
+from vtrial.records import MODEL_SUV, InputError
 
 VERSION = 1  # of the definitions below: what was measured under another one is measured again
-CENSORED_AT_SUV = 25.0  # where the model's scale of uptake ends (`vtrial.imaging.codec`)
-_CENSORED_FROM = CENSORED_AT_SUV * (1.0 - 1e-4)  # 25 through the logarithm and back in float32 may fall short of 25
+_CENSORED_FROM = MODEL_SUV * (1.0 - 1e-4)  # 25 through the logarithm and back in float32 may fall short of 25
 NOT_FOUND = "not found in the mask"
 
 

@@ -17,14 +17,14 @@ from vtrial.pipeline.parts import Steps, silent
 from vtrial.pipeline.scans import SOURCE, Scans, newest_run, open_scans
 from vtrial.pipeline.sides import Parties, Side
 from vtrial.pipeline.verdicts import Verdict, judge
-from vtrial.records import InputError
+from vtrial.records import MODEL_SUV, InputError
 from vtrial.runs import MANIFEST
 from vtrial.segmentation import SegmenterPlan, SegmentSummary, segment_cohort
 from vtrial.storage import open_folder
 from vtrial.validation import AnalysisSettings, Reference, list_references, read_reference, read_settings
 from vtrial.validation.references import bundled_references
-from vtrial.validation.statistic import CENSORED_AT_SUV, usual_names
 from vtrial.validation.strata import parse_by, strata_of
+from vtrial.validation.tables import usual_names
 
 
 @dataclass(frozen=True)
@@ -217,17 +217,17 @@ def _problems(asked: _Asked, question: Question) -> list[str]:
         for side in scans
         if not side.people["sex"].isin(["F", "M"]).any()
     ]
-    if (ceiling := asked.settings.suv_ceiling) > CENSORED_AT_SUV:
+    if (ceiling := asked.settings.suv_ceiling) > MODEL_SUV:
         problems += [
             f"{question.settings}, suv_ceiling: {ceiling:g}: the twins of {side.source} end at SUV "
-            f"{CENSORED_AT_SUV:g}; set that or less"
+            f"{MODEL_SUV:g}; set that or less"
             for side in scans
             if side.manifest is not None and side.manifest.kind == "generate"
         ]
     seen = {asked.twins.source: "the run itself"}
     options = [f"--real {question.real}", *(f"--also {name}" for name in question.also)]
     for option, other in zip(options, asked.others, strict=True):
-        place = other.source if isinstance(other, Scans) else f"reference {other.name}"
+        place = other.source if isinstance(other, Scans) else other.location or f"reference {other.name}"
         if place in seen:
             problems.append(f"{option}: that is {seen[place]}; name another cohort")
         seen.setdefault(place, f"what {option} names")

@@ -13,8 +13,9 @@ from vtrial.validation.cells import Side
 from vtrial.validation.inference import Moments, classical_anova, welch_anova
 from vtrial.validation.multiplicity import benjamini_hochberg, holm
 from vtrial.validation.references import Reference, Summary
+from vtrial.validation.scale import ENDING, ceiling_of
 from vtrial.validation.settings import AnalysisSettings
-from vtrial.validation.sides import find_strata, side_of
+from vtrial.validation.sides import find_strata, off_scale, sides_of
 from vtrial.validation.statistic import Cell, Cohort
 
 
@@ -29,9 +30,11 @@ def anova(
 
     Welch's test (1951) is the one to go by, as cohorts differ in variance; the classical F (Fisher 1925), which trusts
     in one variance for all, stands beside it. Both need n, mean and SD alone, so that a summary gives what its subjects
-    would. One row a stratum and cell: stratum, organ, metric, groups (cohorts with `min_subjects` and some spread);
-    Welch's f, df1, df2, p, with p_holm and p_bh over the family of all rows; f_equal, df2_equal, p_equal of the
-    classical one; message; and n_1, mean_1, sd_1, n_2, … of the cohorts, whose names are in `attrs["cohorts"]`.
+    would. Cells that a model's scale decides (`sides.off_scale`) are described and not tested.
+
+    One row a stratum and cell: stratum, organ, metric, groups (cohorts with `min_subjects` and some spread); Welch's f,
+    df1, df2, p, with p_holm and p_bh over the family of all rows; f_equal, df2_equal, p_equal of the classical one;
+    message; and n_1, mean_1, sd_1, n_2, … of the cohorts, whose names are in `attrs["cohorts"]`.
     InputError for fewer than two cohorts, or none with such strata.
     """
     settings = settings or AnalysisSettings()
@@ -43,10 +46,10 @@ def anova(
     people = [known.people for known in data if isinstance(known, Cohort)]
     rows = []
     for stratum in find_strata(people, by, settings):
-        sides = [side_of(known, stratum, shared, settings) for known in data]
-        for j, (organ, metric) in enumerate(shared):
+        sides = sides_of(data, stratum, shared, settings)
+        for j, ((organ, metric), reason) in enumerate(zip(shared, off_scale(sides, shared))):
             row = {"stratum": stratum.name, "organ": organ, "metric": metric}
-            rows.append(row | _row(list(cohorts), sides, j, settings))
+            rows.append(row | _row(list(cohorts), sides, j, metric, settings, reason))
     table = pd.DataFrame(rows)
     if rows:
         p = table["p"].to_numpy(dtype=float)
@@ -55,24 +58,29 @@ def anova(
     return table
 
 
-def _row(names: Sequence[str], sides: Sequence[Side], j: int, settings: AnalysisSettings) -> dict[str, object]:
-    """One cell of a stratum. Cohorts without spread have no weight in Welch's test, and are left out of both."""
+def _row(
+    names: Sequence[str], sides: Sequence[Side], j: int, metric: str, settings: AnalysisSettings, off_scale: str
+) -> dict[str, object]:
+    """One cell of a stratum. Cohorts without spread have no weight in Welch's test, and are left out of both.
+
+    A cell that is `off_scale` is described and not tested.
+    """
     parts = [Moments(side.moments.n[[j]], side.moments.mean[[j]], side.moments.sd[[j]]) for side in sides]
     fit = [bool(m.n[0] >= settings.min_subjects and m.sd[0] > 0) for m in parts]
-    used = [m for m, fits in zip(parts, fit) if fits]
+    used = [] if off_scale else [m for m, fits in zip(parts, fit) if fits]
     nothing = (np.full(1, np.nan),) * 4
     welch, equal = (f(used) if len(used) > 1 else nothing for f in (welch_anova, classical_anova))
     row: dict[str, object] = {"groups": len(used)}
     row |= {key: float(value[0]) for key, value in zip(("f", "df1", "df2", "p"), welch)}
     row |= {key: float(value[0]) for key, value in zip(("f_equal", "df2_equal", "p_equal"), (equal[0], *equal[2:]))}
-    row |= {"p_holm": np.nan, "p_bh": np.nan, "message": _message(names, sides, fit, j, settings)}
+    row |= {"p_holm": np.nan, "p_bh": np.nan, "message": off_scale or _message(names, sides, fit, j, metric, settings)}
     for i, m in enumerate(parts, 1):
         row |= {f"n_{i}": int(m.n[0]), f"mean_{i}": float(m.mean[0]), f"sd_{i}": float(m.sd[0])}
     return row
 
 
 def _message(
-    names: Sequence[str], sides: Sequence[Side], fit: Sequence[bool], j: int, settings: AnalysisSettings
+    names: Sequence[str], sides: Sequence[Side], fit: Sequence[bool], j: int, metric: str, settings: AnalysisSettings
 ) -> str:
     said = []
     for name, side, fits in zip(names, sides, fit):
@@ -83,6 +91,6 @@ def _message(
             said.append(f"{name}: only {n} measured, left out")
         elif not fits:
             said.append(f"{name}: {'no SD is given' if np.isnan(sd) else 'no spread'}, left out")
-        elif side.ceiling is not None and side.ceiling[:, j].any():
-            said.append(f"{name}: values that reach {settings.suv_ceiling:g} count as that")
+        elif metric in ENDING and side.ceiling is not None and side.ceiling[:, j].any():
+            said.append(f"{name}: values that reach {ceiling_of(metric, settings.suv_ceiling):g} count as that")
     return "; ".join(said)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -14,6 +15,7 @@ from vtrial.validation.inference import (
     Moments,
     cohens_d,
     difference_interval,
+    equivalence_interval,
     moments,
     ratio_interval,
     tost_difference,
@@ -21,6 +23,7 @@ from vtrial.validation.inference import (
     welch,
 )
 from vtrial.validation.ranks import median_ratio, rank_result
+from vtrial.validation.scale import ENDING, NO_ENDS, Ends, Mask, ceiling_of
 from vtrial.validation.settings import AnalysisSettings
 from vtrial.validation.spread import (
     brown_forsythe,
@@ -29,7 +32,7 @@ from vtrial.validation.spread import (
     variance_ratio_bonett,
     variance_ratio_f,
 )
-from vtrial.validation.statistic import Cell, Mask
+from vtrial.validation.statistic import Cell
 
 _FROM_SUBJECTS = (  # NaN where a summary does not allow them
     *("p_rank", "ks", "p_ks", "wasserstein", "wasserstein_sd", "ceiling_synthetic", "ceiling_reference"),
@@ -43,7 +46,7 @@ SUMMARY, SUBJECTS, PAIRED, CENSORED = "summary", "subjects", "paired", "censored
 class Side:
     """One cohort in one stratum: moments of the cells, and values and ceilings (subjects, cells) where they are known.
 
-    `lacking` is a message for each cell that is not there at all, "" elsewhere.
+    `lacking` is a message for each cell that is not there at all, "" elsewhere; `ends` as in `Cohort`.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Side:
     values: Array | None
     ceiling: Mask | None
     lacking: tuple[str, ...]
+    ends: Ends = NO_ENDS
 
     def take(self, j: int) -> Array:
         """The values of a cell that are there, (n,)."""
@@ -60,11 +64,19 @@ class Side:
 
 
 def compare_cells(
-    a: Side, b: Side, cells: list[Cell], settings: AnalysisSettings, rng: np.random.Generator, *, paired: bool = False
+    a: Side,
+    b: Side,
+    cells: list[Cell],
+    settings: AnalysisSettings,
+    rng: np.random.Generator,
+    *,
+    paired: bool = False,
+    off_scale: Sequence[str] = (),
 ) -> pd.DataFrame:
     """One row a cell, the synthetic side a against the reference b; columns are named for what they hold.
 
-    Intervals hold 1 - alpha, `equivalence_*` 1 - 2 alpha (inside the margin exactly where p_tost < alpha).
+    Intervals hold 1 - alpha, `equivalence_*` 1 - 2 alpha (inside the margin exactly where p_tost < alpha). Cells with a
+    reason in `off_scale` (`sides.off_scale`) are described and not judged.
     """
     level = 1.0 - settings.alpha
     covariance = None
@@ -87,11 +99,15 @@ def compare_cells(
                 table[f"ceiling_{end}"] = side.ceiling.sum(axis=0) / side.moments.n
     if subjects:
         _ranks(table, a, b, paired)
+        _by_order(table, settings)
         _bootstrap(table, a, b, settings, rng, paired)
         _censored(table, a, b, settings)
     enough = (ma.n >= settings.min_subjects) & (mb.n >= settings.min_subjects)
-    table["judged"] = enough & (np.isfinite(table["p_location"]) | np.isfinite(table["p_spread"]))
-    table["message"] = _messages(table, a, b, settings)
+    reasons = list(off_scale) or [""] * len(cells)
+    table["off_scale"] = [bool(reason) for reason in reasons]
+    told = np.isfinite(table["p_location"]) | np.isfinite(table["p_spread"])
+    table["judged"] = enough & told & ~table["off_scale"]
+    table["message"] = _messages(table, a, b, settings, reasons)
     return table
 
 
@@ -105,7 +121,11 @@ def _pairs(a: Side, b: Side) -> tuple[Side, Side, Array]:
         product = np.where(whole, (va - ma.mean) * (vb - mb.mean), 0.0).sum(axis=0)
         covariance = product / (ma.n - 1)
     reached = [None if side.ceiling is None else side.ceiling & whole for side in (a, b)]
-    return Side(a.name, ma, va, reached[0], a.lacking), Side(b.name, mb, vb, reached[1], b.lacking), covariance
+    return (
+        replace(a, moments=ma, values=va, ceiling=reached[0]),
+        replace(b, moments=mb, values=vb, ceiling=reached[1]),
+        covariance,
+    )
 
 
 def _means(table: pd.DataFrame, ma: Moments, mb: Moments, settings: AnalysisSettings, covariance: Array | None) -> None:
@@ -137,7 +157,7 @@ def _means(table: pd.DataFrame, ma: Moments, mb: Moments, settings: AnalysisSett
             tost_ratio(ma, mb, percent / 100.0, covariance),
             tost_difference(ma, mb, absolute, covariance),
         )
-        low, high = ratio_interval(ma, mb, inner, covariance)
+        low, high = equivalence_interval(ma, mb, inner, covariance)
         ends = np.sort(100.0 * sign * (np.stack([low, high]) - 1.0), axis=0)
         plain = difference_interval(ma, mb, inner, covariance)
         table["equivalence_low"] = np.where(relative, ends[0], plain[0])
@@ -170,6 +190,18 @@ def _ranks(table: pd.DataFrame, a: Side, b: Side, paired: bool) -> None:
     table["wasserstein_sd"] = table["wasserstein"] / table["sd_reference"].where(table["sd_reference"] > 0)
 
 
+def _by_order(table: pd.DataFrame, settings: AnalysisSettings) -> None:
+    """Where no value varies, or no difference of a pair, means have no error to be held against: ranks tell."""
+    enough = (table[["n_synthetic", "n_reference"]] >= settings.min_subjects).all(axis=1)
+    flat = enough & table["p_location"].isna() & table["p_rank"].notna()
+    table.loc[flat, "p_location"] = table.loc[flat, "p_rank"]
+    table.loc[flat, "location_test"] = _rank_test(table)
+
+
+def _rank_test(table: pd.DataFrame) -> str:
+    return "Wilcoxon" if table["basis"].iloc[0] == PAIRED else "Mann–Whitney"
+
+
 def _bootstrap(
     table: pd.DataFrame, a: Side, b: Side, settings: AnalysisSettings, rng: np.random.Generator, paired: bool
 ) -> None:
@@ -195,23 +227,25 @@ def _bootstrap(
 def _censored(table: pd.DataFrame, a: Side, b: Side, settings: AnalysisSettings) -> None:
     """Where values reached the ceiling, means say too little: location is told by ranks, equivalence by medians."""
     reached = (table["ceiling_synthetic"].fillna(0) + table["ceiling_reference"].fillna(0)) > 0
+    reached &= table["metric"].isin(ENDING)
+    rank_test = _rank_test(table)
     table.loc[reached, "p_location"] = table.loc[reached, "p_rank"]
     for j in map(int, np.flatnonzero(reached)):
-        margin = settings.margins.relative(str(table.at[j, "metric"])) / 100.0
-        inner = median_ratio(a.take(j), b.take(j), settings.suv_ceiling, margin, 1.0 - 2.0 * settings.alpha)
-        m = median_ratio(a.take(j), b.take(j), settings.suv_ceiling, margin, 1.0 - settings.alpha)
+        metric = str(table.at[j, "metric"])
+        margin, ceiling = settings.margins.relative(metric) / 100.0, ceiling_of(metric, settings.suv_ceiling)
+        inner = median_ratio(a.take(j), b.take(j), ceiling, margin, 1.0 - 2.0 * settings.alpha)
+        m = median_ratio(a.take(j), b.take(j), ceiling, margin, 1.0 - settings.alpha)
         table.loc[j, "equivalence_low"] = 100.0 * (inner.low - 1.0)
         table.loc[j, "equivalence_high"] = 100.0 * (inner.high - 1.0)
         table.loc[j, "median_difference_percent"] = 100.0 * (m.ratio - 1.0)
         table.loc[j, "median_difference_percent_low"] = 100.0 * (m.low - 1.0)
         table.loc[j, "median_difference_percent_high"] = 100.0 * (m.high - 1.0)
-        paired = table.at[j, "basis"] == PAIRED
         table.loc[j, "p_tost"] = m.p_tost
-        table.loc[j, "location_test"] = "Wilcoxon" if paired else "Mann–Whitney"
+        table.loc[j, "location_test"] = rank_test
         table.loc[j, "basis"] = CENSORED
 
 
-def _messages(table: pd.DataFrame, a: Side, b: Side, settings: AnalysisSettings) -> list[str]:
+def _messages(table: pd.DataFrame, a: Side, b: Side, settings: AnalysisSettings, off_scale: Sequence[str]) -> list[str]:
     """What the reader of a cell must know besides its numbers."""
     messages = []
     for j, row in enumerate(table.to_dict("records")):
@@ -227,18 +261,20 @@ def _messages(table: pd.DataFrame, a: Side, b: Side, settings: AnalysisSettings)
             elif n and np.isnan(row[f"sd_{end}"]):
                 said.append(f"{side.name}: no SD is given")
         both = row["n_synthetic"] and row["n_reference"]
+        said += [off_scale[j]] if both and off_scale[j] else []
         no_percent = np.isfinite(row["margin_percent"]) and np.isnan(row["difference_percent_low"])
         if both and no_percent and row["judged"] and row["sd_reference"] > 0:
             said.append("the reference mean cannot be told from zero: no interval in percent")
         if both and row["basis"] == CENSORED:
             shares = [f"{100.0 * row[f'ceiling_{end}']:.3g} % of {s.name}" for end, s in _ends(a, b)]
-            said.append(f"{' and '.join(shares)} reach {settings.suv_ceiling:g}: by ranks and medians")
+            ceiling = ceiling_of(str(row["metric"]), settings.suv_ceiling)
+            said.append(f"{' and '.join(shares)} reach {ceiling:g}: by ranks and medians")
             if np.isnan(row["median_difference_percent"]):
                 said.append("the middle half of a cohort touches the ceiling: equivalence cannot be told")
         elif both and row["basis"] == SUMMARY:
             said.append("from means and SDs alone")
-            if row["metric"] == "suv_max" and (row["ceiling_synthetic"] > 0 or row["ceiling_reference"] > 0):
-                said.append(f"values that reach {settings.suv_ceiling:g} count as that")
+            if row["metric"] in ENDING and (row["ceiling_synthetic"] > 0 or row["ceiling_reference"] > 0):
+                said.append(f"values that reach {ceiling_of(str(row['metric']), settings.suv_ceiling):g} count as that")
         messages.append("; ".join(said))
     return messages
 

@@ -16,8 +16,9 @@ from vtrial.validation.diversity import spread_of_moments, spread_of_values
 from vtrial.validation.inference import Moments
 from vtrial.validation.joint import Family, NullDraws, shuffled
 from vtrial.validation.references import Reference, Summary
+from vtrial.validation.scale import ENDING
 from vtrial.validation.settings import AnalysisSettings
-from vtrial.validation.sides import find_strata, pick
+from vtrial.validation.sides import find_strata, off_scale, pick
 from vtrial.validation.statistic import Cell, Cohort
 from vtrial.validation.strata import unknown_counts
 from vtrial.validation.verdict import adjust_family, headline, judge
@@ -95,7 +96,7 @@ def compare(
     family = Family()
     for stratum in strata:
         sides = pick(a, b, stratum, cells, settings, paired=paired)
-        table = compare_cells(*sides, cells, settings, rng, paired=paired)
+        table = compare_cells(*sides, cells, settings, rng, paired=paired, off_scale=off_scale(sides, cells))
         table.insert(0, "stratum", stratum.name)
         if settings.adjustment == "joint" and table["basis"].iloc[0] != SUMMARY and table["judged"].any():
             family.add(
@@ -104,7 +105,7 @@ def compare(
         tables.append(table)
         # Bonferroni over the strata: one alarm anywhere is an alarm for the whole.
         level = 1.0 - settings.alpha / len(strata)
-        spreads.append({"stratum": stratum.name} | _stratum_spread(*sides, cells, settings, level))
+        spreads.append({"stratum": stratum.name} | _stratum_spread(*sides, table, settings, level))
         tell(stratum.name, len(strata))
     for table, joint in zip(tables, family.adjusted(len(tables), 2 * len(cells))):
         table["p_location_joint"], table["p_spread_joint"] = np.split(joint, 2)
@@ -137,6 +138,12 @@ def _cells(a: Cohort | Summary, b: Cohort | Summary, settings: AnalysisSettings)
         if isinstance(b, Summary):
             metrics += [m for o, m in b.cells if o == organ and m not in metrics]
         cells += [(organ, m) for m in metrics if (organ, m) in known]
+    if not cells:
+        there = sorted({metric for _, metric in known})
+        raise InputError(
+            f"{a.name} and {b.name}: neither has {', '.join(settings.metrics)} of {', '.join(organs)}; name other "
+            f"metrics in the analysis settings (there are: {', '.join(there)})"
+        )
     return cells, notes
 
 
@@ -159,18 +166,21 @@ def _null_draws(
 
 
 def _stratum_spread(
-    a: Side, b: Side, cells: Sequence[Cell], settings: AnalysisSettings, level: float
+    a: Side, b: Side, table: pd.DataFrame, settings: AnalysisSettings, level: float
 ) -> dict[str, object]:
-    """Spread over the cells that enough subjects have, but for those that reach the ceiling: it takes their spread."""
+    """Spread over the cells that enough subjects have, but for those whose spread the end of the scale takes."""
     below = settings.collapse.spread_ratio
     use = (a.moments.n >= settings.min_subjects) & (b.moments.n >= settings.min_subjects)
+    use &= ~table["off_scale"].to_numpy(dtype=bool)
+    ending = table["metric"].isin(ENDING).to_numpy()
     for side in (a, b):
         if side.ceiling is not None:
-            use &= ~side.ceiling.any(axis=0)
+            use &= ~(ending & side.ceiling.any(axis=0))
     if a.values is not None and b.values is not None:
         found, basis = spread_of_values(a.values[:, use], b.values[:, use], level=level, alarm_below=below), "subjects"
     else:
         take = [Moments(m.n[use], m.mean[use], m.sd[use]) for m in (a.moments, b.moments)]
         found, basis = spread_of_moments(*take, level=level, alarm_below=below), "summary"
-    names = [" ".join(cells[j]) for j in np.flatnonzero(use)[list(found.identical)]]
+    named = (table["organ"] + " " + table["metric"]).to_numpy()
+    names = list(named[use][list(found.identical)])
     return asdict(found) | {"identical": len(names), "identical_cells": names, "basis": basis}

@@ -6,8 +6,9 @@ or for what a published slope was adjusted for. Correlations are Pearson's, comp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from vtrial.validation.inference import Array
 from vtrial.validation.multiplicity import benjamini_hochberg, holm
 from vtrial.validation.references import Reference, literature_slopes
 from vtrial.validation.settings import AnalysisSettings
+from vtrial.validation.sides import off_scale_of
 from vtrial.validation.statistic import Cohort
 from vtrial.validation.verdict import DIFFERENT, EQUIVALENT, NOT_COMPARED, TOO_FEW
 
@@ -110,7 +112,8 @@ def compare_slopes(
     A reference with subjects is fitted in the same way; a summary brings its published slopes, and the literature's
     are added. A published slope without a standard error counts as exact, which the message says.
     `inside_reference` tells whether the synthetic slope lies in the reference's interval. Equivalent: within
-    ± `slope_percent` of the reference slope (two one-sided tests); different: Holm over the questions.
+    ± `slope_percent` of the reference slope (two one-sided tests); different: Holm over the questions. Slopes of cells
+    that a model's scale decides (`sides.off_scale`) are shown and not judged.
     """
     settings = settings or AnalysisSettings()
     data = reference.data if isinstance(reference, Reference) else reference
@@ -122,14 +125,13 @@ def compare_slopes(
         own = reference.slopes if isinstance(reference, Reference) else pd.DataFrame()
         for r in pd.concat([own, literature_slopes()]).to_dict("records"):
             q = SlopeQuestion(r["organ"], r["metric"], r["on"], tuple(str(r["adjusted_for"]).split()))
-            exact = "" if r["se"] > 0 else "published without standard error, taken as exact"
-            slope = Slope(
-                int(r["n"]), float(r["slope"]), float(r["se"]), float(r["n"]) - 2 - len(q.adjusted_for), exact
-            )
-            rows.append(_slope_row(synthetic, q, slope, str(r["source"]), settings))
+            rows.append(_slope_row(synthetic, q, _published(r, q), str(r["source"]), settings))
     table = pd.DataFrame(rows)
     if table.empty:
         raise InputError(f"{data.name}: no slopes can be compared; it has neither subjects nor published slopes")
+    reasons = off_scale_of([synthetic, data], list(zip(table["organ"], table["metric"])), settings)
+    table.loc[[bool(reason) for reason in reasons], ["p", "p_tost"]] = np.nan
+    table["message"] = ["; ".join(m for m in both if m) for both in zip(table["message"], reasons)]
     p = table["p"].to_numpy(dtype=float)
     table["p_holm"], table["p_bh"] = holm(p), benjamini_hochberg(p)
     table["verdict"] = np.select(
@@ -142,6 +144,15 @@ def compare_slopes(
         TOO_FEW,
     )
     return table
+
+
+def _published(row: dict[Hashable, Any], question: SlopeQuestion) -> Slope:
+    """A published slope. Without a standard error it counts as exact; as many people as it has terms tell no slope."""
+    n, se = int(row["n"]), float(row["se"])
+    df = n - 2 - len(question.adjusted_for)
+    if se > 0 and df < 1:
+        return _no_slope(n, f"published from {n} people, too few beside {', '.join(question.adjusted_for) or 'it'}")
+    return Slope(n, float(row["slope"]), se, df, "" if se > 0 else "published without standard error, taken as exact")
 
 
 def _slope_row(
@@ -223,12 +234,15 @@ def compare_correlations(
 ) -> CorrelationComparison:
     """Correlations of a metric between organs, synthetic against real (within the sexes) or published (over both).
 
+    Organs of which a model's scale cuts the averages are left out (`sides.off_scale`).
     InputError where the reference has neither subjects nor published correlations of this metric.
     """
     settings = settings or AnalysisSettings()
     data = reference.data if isinstance(reference, Reference) else reference
     if isinstance(data, Cohort):
-        organs = [o for o in settings.organs if (o, metric) in data.cells]
+        cells = [(o, metric) for o in settings.organs if (o, metric) in data.cells]
+        reasons = off_scale_of([synthetic, data], cells, settings)
+        organs = [organ for (organ, _), reason in zip(cells, reasons) if not reason]
         theirs = correlations(data, organs, metric, within_sex=True)
         n_theirs = _counts(data, organs, metric)
     else:

@@ -16,8 +16,8 @@ from scipy import stats
 
 from vtrial.records import InputError
 from vtrial.validation.inference import Array, Moments, moments
+from vtrial.validation.scale import Mask
 from vtrial.validation.spread import column_median
-from vtrial.validation.statistic import Mask
 
 RARE = 0.05  # part of a cohort that may lack a measurement by which all are held against each other
 
@@ -60,7 +60,9 @@ def spread_of_values(a: Array, b: Array, *, level: float, alarm_below: float) ->
         part = float(influence.var(ddof=1)) / (len(values) - 1)
         variance += part
         parts.append(part**2 / (len(values) - 1))
-    return _spread(log, np.sqrt(variance), variance**2 / sum(parts), identical, level, alarm_below)
+    # No variance at all: all subjects are as far from the median, as where values are two and as frequent.
+    df = variance**2 / sum(parts) if variance > 0 else np.inf
+    return _spread(log, np.sqrt(variance), df, identical, level, alarm_below)
 
 
 def spread_of_moments(a: Moments, b: Moments, *, level: float, alarm_below: float) -> SpreadRatio:

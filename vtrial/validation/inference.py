@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from scipy import special, stats
 
 Array = NDArray[np.float64]
+_STEPS = 40  # at each the error of an interval's end shrinks to a tenth or so
 _NO_SPREAD = 1e-9  # SD below this part of the mean: rounding, not spread
 
 
@@ -61,17 +62,20 @@ def satterthwaite(va: Array, na: Array, vb: Array, nb: Array) -> Array:
     return np.asarray(df, dtype=float)
 
 
-def ratio_interval(a: Moments, b: Moments, level: float, covariance: Array | None = None) -> tuple[Array, Array]:
+def ratio_interval(
+    a: Moments, b: Moments, level: float, covariance: Array | None = None, at: Array | None = None
+) -> tuple[Array, Array]:
     """Fieller 1954: interval of mean(a) / mean(b) at a confidence level.
 
     It solves (ma - r mb)^2 = t^2 var(ma - r mb), so that the uncertainty of the reference counts. `covariance` (of the
-    pairs, not of their means) makes it that of paired cohorts, with n - 1 degrees of freedom. NaN where the reference
-    mean cannot be told from zero, as the interval then has no end.
+    pairs, not of their means) makes it that of paired cohorts, with n - 1 degrees of freedom; others have those of
+    Satterthwaite for r = `at`, by default the ratio of the means. NaN where the reference mean cannot be told from
+    zero, as the interval then has no end.
     """
     with np.errstate(all="ignore"):
         va, vb = a.variance_of_mean, b.variance_of_mean
         c = np.zeros_like(va) if covariance is None else covariance / a.n
-        r = a.mean / b.mean
+        r = a.mean / b.mean if at is None else at
         df = a.n - 1 if covariance is not None else satterthwaite(va, a.n, r**2 * vb, b.n)
         t2 = special.stdtrit(df, 0.5 + level / 2.0) ** 2
         x = b.mean**2 - t2 * vb
@@ -79,6 +83,19 @@ def ratio_interval(a: Moments, b: Moments, level: float, covariance: Array | Non
         root = np.sqrt(y**2 - x * (a.mean**2 - t2 * va))
         sure = (x > 0) & (va + vb > 0)
         return np.where(sure, (y - root) / x, np.nan), np.where(sure, (y + root) / x, np.nan)
+
+
+def equivalence_interval(a: Moments, b: Moments, level: float, covariance: Array | None = None) -> tuple[Array, Array]:
+    """Fieller's interval, each end with the degrees of freedom of that very ratio, as `tost_ratio` takes them.
+
+    So it holds the ratios that two tests at (1 - level) / 2 do not reject, and lies inside a margin exactly where
+    `tost_ratio` says so at that level. The ends are found by iteration.
+    """
+    low, high = ratio_interval(a, b, level, covariance)
+    if covariance is None:
+        for _ in range(_STEPS):
+            low, high = (ratio_interval(a, b, level, at=end)[i] for i, end in enumerate((low, high)))
+    return low, high
 
 
 def difference_interval(a: Moments, b: Moments, level: float, covariance: Array | None = None) -> tuple[Array, Array]:

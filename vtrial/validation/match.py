@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 
 from vtrial.records import InputError
-from vtrial.validation.statistic import MAX_PROBLEMS, Cohort
+from vtrial.validation.statistic import Cohort
+from vtrial.validation.tables import MAX_PROBLEMS
 
 TOLERANCE = {"age_years": 1.0, "height_cm": 1.0, "weight_kg": 1.0}  # years, cm, kg: tables are rounded
 
@@ -16,12 +17,13 @@ TOLERANCE = {"age_years": 1.0, "height_cm": 1.0, "weight_kg": 1.0}  # years, cm,
 def pair(synthetic: Cohort, reference: Cohort) -> tuple[Cohort, Cohort]:
     """Both cohorts with row i of one the pair of row i of the other, those without a partner left out and counted.
 
-    By subject_id where they share any; else by `index`, the twins' row of the table that they were made from; else by
-    order. InputError, pair by pair, where sex or body (beyond `TOLERANCE`) of a pair differ, and where
-    nobody can be paired.
+    By subject_id where most of the smaller cohort share theirs; else by `index`, the twins' row of the table that they
+    were made from; else by order. InputError, pair by pair, where sex or body (beyond `TOLERANCE`) of a pair differ,
+    and where nobody can be paired.
     """
     ours, theirs = synthetic.people, reference.people
-    if len(shared := ours.index.intersection(theirs.index)):
+    shared, fewer = ours.index.intersection(theirs.index), min(len(ours), len(theirs))
+    if 2 * len(shared) > fewer:
         left, right, how = ours.index.get_indexer(shared), theirs.index.get_indexer(shared), "subject_id"
     elif "index" in ours.columns and "index" in theirs.columns:
         found = pd.Index(theirs["index"].drop_duplicates()).get_indexer(pd.Index(ours["index"]))
@@ -33,13 +35,16 @@ def pair(synthetic: Cohort, reference: Cohort) -> tuple[Cohort, Cohort]:
     else:
         raise InputError(
             f"{synthetic.name} ({len(ours)} subjects) and {reference.name} ({len(theirs)}) cannot be paired: they "
-            "share no subject_id and differ in length; give both the same ids, or compare without pairs"
+            f"share {len(shared)} subject_id and differ in length; give both the same ids, or compare without pairs"
         )
     if not len(left):
         raise InputError(f"{synthetic.name} and {reference.name}: no pairs by {how}; compare without pairs")
     a, b = synthetic.rows(left), reference.rows(right)
     problems = _unlike(a, b)
     if problems:
+        if how != "subject_id" and len(shared):
+            few = f"{synthetic.name} and {reference.name} share {len(shared)} subject_id of {fewer}, too few to pair by"
+            problems.insert(0, f"{few}, and by {how} pairs are unlike; give both the same ids")
         more = [f"… and {len(problems) - MAX_PROBLEMS} more pairs"] if len(problems) > MAX_PROBLEMS else []
         raise InputError([*problems[:MAX_PROBLEMS], *more])
     return _noted(a, synthetic, how), _noted(b, reference, how)

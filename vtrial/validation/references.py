@@ -17,9 +17,11 @@ from pyarrow.lib import ArrowException
 from pydantic import BaseModel, Field
 
 from vtrial.cohort.table import Table, column_problems, parse_rows, raise_all, read_table
-from vtrial.records import InputError, Sex
+from vtrial.records import MODEL_SUV, InputError, Sex
 from vtrial.validation.inference import Moments
-from vtrial.validation.statistic import METRICS, Cell, Cohort, cohort_of, usual_names
+from vtrial.validation.scale import Ends, ct_ends
+from vtrial.validation.statistic import Cell, Cohort, cohort_of
+from vtrial.validation.tables import METRICS, ROW, usual_names
 
 _FOLDER = Path(__file__).resolve().parents[1] / "assets" / "references"
 _ABOUT = ("title", "role", "source", "licence", "segmenter", "note")
@@ -68,6 +70,12 @@ class Summary:
         """Organ and metric of every cell, in the order of the table."""
         return tuple(dict.fromkeys(zip(self.table["organ"], self.table["metric"])))
 
+    @property
+    def ends(self) -> Ends:
+        """Where its CT ends, by its lungs; of its PET nothing is known."""
+        lungs = self.table["organ"].str.startswith("lung") & (self.table["metric"] == "hu_mean")
+        return Ends(ct=ct_ends(self.table.loc[lungs, "mean"].to_numpy(dtype=float)))
+
     def moments(self, sexes: Sequence[str], cells: Sequence[Cell]) -> Moments:
         """Moments of one sex, or of sexes pooled as one group; n is 0 and the rest NaN where a cell is not given."""
         rows = {(r.sex, r.organ, r.metric): r for r in self.table.itertuples()}
@@ -88,7 +96,8 @@ class Reference:
     """A cohort to compare with, and where it comes from.
 
     `role` is "real", or "synthetic" for published twins. `slopes` has organ, metric, on, adjusted_for, n, slope, se
-    (NaN where not published), source; `correlations` organ_a, organ_b, metric, n, r. Both may be empty.
+    (NaN where not published), source; `correlations` organ_a, organ_b, metric, n, r. Both may be empty. `location` is
+    the file that it was read from, "" for others.
     """
 
     name: str
@@ -101,6 +110,7 @@ class Reference:
     note: str = ""
     slopes: pd.DataFrame = field(default_factory=pd.DataFrame)
     correlations: pd.DataFrame = field(default_factory=pd.DataFrame)
+    location: str = ""
 
     @property
     def kind(self) -> str:
@@ -131,7 +141,7 @@ def literature_slopes() -> pd.DataFrame:
 
 
 def read_reference(
-    name_or_path: str | Path, subjects: pd.DataFrame | None = None, *, suv_ceiling: float = 25.0
+    name_or_path: str | Path, subjects: pd.DataFrame | None = None, *, suv_ceiling: float = MODEL_SUV
 ) -> Reference:
     """A bundled reference by name, or a table (CSV, Parquet) or measured run folder by path.
 
@@ -154,7 +164,7 @@ def read_reference(
         raise InputError(
             f"{path}: no such file; give a table of measurements, a measured run folder, or one of {', '.join(bundled)}"
         )
-    return _from_file(path, subjects, suv_ceiling)
+    return replace(_from_file(path, subjects, suv_ceiling), location=str(path.resolve()))
 
 
 def _from_file(path: Path, subjects: pd.DataFrame | None, suv_ceiling: float) -> Reference:
@@ -169,7 +179,7 @@ def _from_file(path: Path, subjects: pd.DataFrame | None, suv_ceiling: float) ->
         table = read_table(path)
         if {"metric", "mean", "n"} <= {c.lower() for c in table.columns}:
             return _from_summary(table)
-        frame, comments = pd.DataFrame(list(table.rows), columns=list(table.columns)), table.comments
+        frame, comments = _frame(table), table.comments
     columns = set(usual_names(frame).columns)
     if {"metric", "mean", "n"} <= columns:
         return _from_summary(read_table(path))
@@ -186,6 +196,11 @@ def _from_file(path: Path, subjects: pd.DataFrame | None, suv_ceiling: float) ->
     )
     name = path.absolute().parent.name if path.stem == "measurements" else path.stem
     return _reference(name, replace(cohort, name=name), about)
+
+
+def _frame(table: Table) -> pd.DataFrame:
+    """A table with the numbers of its rows in the file as index."""
+    return pd.DataFrame(list(table.rows), columns=list(table.columns), index=pd.Index(table.numbers, name=ROW))
 
 
 def _numbers(frame: pd.DataFrame) -> pd.DataFrame:
@@ -207,7 +222,7 @@ def _subjects_beside(path: Path) -> pd.DataFrame:
         beside = path.with_name(name)
         if beside.is_file():
             table = read_table(beside)
-            return _numbers(usual_names(pd.DataFrame(list(table.rows), columns=list(table.columns))))
+            return _numbers(usual_names(_frame(table)))
     raise InputError(f"{path}: no column sex, and no subjects.parquet or subjects.csv beside it; add either")
 
 

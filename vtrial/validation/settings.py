@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import tomllib
+from collections import Counter
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,11 +12,13 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from vtrial.organs import GROUPS, ORGAN_IDS
-from vtrial.records import InputError
+from vtrial.records import MODEL_SUV, InputError
+from vtrial.validation.tables import LIVER_RATIO, METRICS
 
 Percent = Annotated[float, Field(gt=0, lt=100)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-METRICS = ("volume_ml", "hu_mean", "suv_mean", "suv_max", "suv_peak")
+USUAL = ("volume_ml", "hu_mean", "suv_mean", "suv_max", "suv_peak")
+_KNOWN = (*METRICS, LIVER_RATIO)
 ORGANS = (
     *("liver", "spleen", "kidneys", "heart", "lungs", "aorta", "pancreas", "stomach", "urinary_bladder"),
     *("vertebrae_L1", "vertebrae_L3", "sacrum"),
@@ -25,6 +29,19 @@ class _Settings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+def _check_metrics(names: Iterable[str]) -> None:
+    unknown = [name for name in names if name not in _KNOWN]
+    if unknown:
+        raise ValueError(f"unknown metrics {', '.join(unknown)}; use {', '.join(_KNOWN)}")
+
+
+def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        raise ValueError(f"{', '.join(repeated)} more than once; keep one")
+    return names
+
+
 class Margins(_Settings):
     """Differences within these do not matter."""
 
@@ -33,6 +50,12 @@ class Margins(_Settings):
     slope_percent: Percent = 25.0
     metric_percent: dict[str, Percent] = {}
     metric_absolute: dict[str, Positive] = {"hu_mean": 10.0}
+
+    @field_validator("metric_percent", "metric_absolute")
+    @classmethod
+    def _measured(cls, margins: dict[str, float]) -> dict[str, float]:
+        _check_metrics(margins)
+        return margins
 
     def relative(self, metric: str) -> float:
         """Margin of a metric in percent of the reference mean; NaN where it has one in its own unit."""
@@ -73,8 +96,8 @@ class AnalysisSettings(_Settings):
     shufflings: Annotated[int, Field(ge=200, le=1_000_000)] = 10_000
     seed: Annotated[int, Field(ge=0)] = 0
     min_subjects: Annotated[int, Field(ge=3)] = 5
-    suv_ceiling: Positive = 25.0
-    metrics: Annotated[tuple[str, ...], Field(min_length=1)] = METRICS
+    suv_ceiling: Positive = MODEL_SUV
+    metrics: Annotated[tuple[str, ...], Field(min_length=1)] = USUAL
     organs: Annotated[tuple[str, ...], Field(min_length=1)] = ORGANS
     margins: Margins = Margins()
     strata: Edges = Edges()
@@ -86,7 +109,13 @@ class AnalysisSettings(_Settings):
         unknown = [o for o in organs if o not in ORGAN_IDS and o not in GROUPS]
         if unknown:
             raise ValueError(f"unknown organs {', '.join(unknown)}; use TotalSegmentator names or {', '.join(GROUPS)}")
-        return organs
+        return _each_once(organs)
+
+    @field_validator("metrics")
+    @classmethod
+    def _measured(cls, metrics: tuple[str, ...]) -> tuple[str, ...]:
+        _check_metrics(metrics)
+        return _each_once(metrics)
 
 
 def read_settings(path: str | Path | None = None) -> AnalysisSettings:

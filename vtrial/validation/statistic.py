@@ -12,22 +12,23 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from vtrial.records import InputError
+from vtrial.records import MODEL_SUV, InputError
+from vtrial.validation.scale import AVERAGES, NO_ENDS, Array, Ends, Mask, at_ceiling, ct_ends, cut_averages, pet_ends
+from vtrial.validation.tables import (
+    LIVER_RATIO,
+    METRICS,
+    missing_notes,
+    need,
+    numbered,
+    people_of,
+    refuse,
+    subjects_in,
+    texts_of,
+    usual_names,
+    value_problems,
+)
 
-Array = NDArray[np.float64]
-Mask = NDArray[np.bool_]
 Cell = tuple[str, str]  # organ, metric
-
-LIVER_RATIO = "suv_liver_ratio"  # organ SUVmean over liver SUVmean of the same subject: free of dose and timing
-METRICS = ("volume_ml", "hu_mean", "suv_mean", "suv_sd", "suv_max", "suv_peak", "suv_p95")
-BEYOND_ANY_SUV = 1000.0  # g/ml; a PET left in Bq/ml is in the thousands
-LOWEST_SUV = -50.0  # as in `vtrial.measurement.scan`: reconstructions may dip below zero, but not so far
-CENSORED_AT_SUV = 25.0  # what a flag `censored` says was reached, and where the PET of twins ends
-_LOWEST = {"hu_mean": -np.inf, "volume_ml": 0.0, "suv_sd": 0.0}  # of the others: LOWEST_SUV
-PERSON = ("sex", "age_years", "height_cm", "weight_kg", "bmi", "diagnosis", "stratum", "index")
-_NAMES = {"age": "age_years", "height": "height_cm", "weight": "weight_kg", "subject": "subject_id", "id": "subject_id"}
-MAX_PROBLEMS = 50
-_REASONS = 8  # reasons, and organs for each, that a note lists
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,9 @@ class Cohort:
     """Measured subjects.
 
     `people` has one row a subject, indexed by subject_id, with the columns of `PERSON` that are known. `values` and
-    `ceiling` are (subjects, cells): the measurement (NaN: missing), and whether it reached the SUV ceiling. `notes`
-    count what was left out. `segmenter` is "" where unknown.
+    `ceiling` are (subjects, cells): the measurement (NaN: missing), and whether it reached the SUV ceiling, or, of an
+    average, would be another one if the PET ended there. `ends` says which of its scans end where a model's do.
+    `notes` count what was left out. `segmenter` is "" where unknown.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Cohort:
     ceiling: Mask
     notes: tuple[str, ...] = ()
     segmenter: str = ""
+    ends: Ends = NO_ENDS
 
     def __len__(self) -> int:
         return len(self.people)
@@ -69,26 +72,12 @@ class Cohort:
         return replace(self, people=self.people.iloc[at], values=self.values[at], ceiling=self.ceiling[at])
 
 
-def usual_names(frame: pd.DataFrame) -> pd.DataFrame:
-    """The table with vtrial's column names: lower case, `age` for `age_years` and so on.
-
-    Of columns that would get one name the one that has it stays, else the one that has it but for case, else the first.
-    """
-    lower = [str(c).strip().lower() for c in frame.columns]
-    usual = [_NAMES.get(name, name) for name in lower]
-    chosen: dict[str, int] = {}
-    for i in sorted(range(len(usual)), key=lambda i: (frame.columns[i] != usual[i], lower[i] != usual[i])):
-        chosen.setdefault(usual[i], i)
-    kept = sorted(chosen.values())
-    return frame.iloc[:, kept].set_axis([usual[i] for i in kept], axis=1)
-
-
 def cohort_of(
     name: str,
     measurements: pd.DataFrame,
     subjects: pd.DataFrame | None = None,
     *,
-    suv_ceiling: float = 25.0,
+    suv_ceiling: float = MODEL_SUV,
     segmenter: str = "",
 ) -> Cohort:
     """A cohort from the tables of a run, or from any long table of measurements.
@@ -97,26 +86,26 @@ def cohort_of(
     of such organs are not whole and count as missing) and `censored`. `subjects` has one row a subject; without it its
     columns are looked for in `measurements`. Subjects whose `status` is not ok, or that have no measurement, are
     left out and counted in the notes. Columns `segmenter` and `caution` tell who drew the masks, if the argument
-    does not, and why not to trust them. SUVmax at or beyond `suv_ceiling` (g/ml) is set to it and marked.
+    does not, and why not to trust them. What ends with the SUV scale (`scale.ENDING`) is set to `suv_ceiling` (g/ml)
+    and marked where it reached that.
 
-    InputError, with all problems at once: missing columns, a sex other than F and M, an organ measured twice in a
-    subject, values that are infinite, negative where they cannot be, or beyond any SUV; a `suv_ceiling` beyond 25 where
-    all SUVmax end there.
+    InputError, with all problems at once: missing columns, a sex other than F and M, or two of one subject, an organ
+    measured twice in a subject, values that are infinite, negative where they cannot be, or beyond any SUV; a
+    `suv_ceiling` beyond 25 where all SUVmax end there.
     """
-    measurements = usual_names(measurements)
-    _need(name, measurements, ("subject_id", "organ"))
+    measurements = numbered(usual_names(measurements))
+    need(name, measurements, ("subject_id", "organ"))
     metrics = [m for m in (*METRICS, LIVER_RATIO) if m in measurements.columns]
     if not metrics:
         raise InputError(f"{name}: no column of measurements; it needs one of {', '.join(METRICS)}")
     if subjects is None:
-        known = [c for c in (*PERSON, "status") if c in measurements.columns]
-        subjects = measurements[["subject_id", *known]].drop_duplicates("subject_id")
-    people, notes = _people(name, usual_names(subjects), set(measurements["subject_id"].astype(str)))
-    _refuse(_value_problems(name, measurements, metrics))
+        subjects = subjects_in(name, measurements)
+    people, notes = people_of(name, numbered(usual_names(subjects)), set(measurements["subject_id"].astype(str)))
+    refuse(value_problems(name, measurements, metrics))
 
-    drawn_by, cautions = (sorted(_texts(measurements, column)) for column in ("segmenter", "caution"))
+    drawn_by, cautions = (sorted(texts_of(measurements, column)) for column in ("segmenter", "caution"))
     notes += [f"{name}: {caution}" for caution in cautions]
-    notes += _missing_notes(name, measurements[measurements["subject_id"].astype(str).isin(people.index)])
+    notes += missing_notes(name, measurements[measurements["subject_id"].astype(str).isin(people.index)])
 
     organs = [str(o) for o in pd.unique(measurements["organ"])]
     rows = people.index.get_indexer(pd.Index(measurements["subject_id"].astype(str)))
@@ -125,39 +114,52 @@ def cohort_of(
     cube = np.full((len(people), len(organs), len(metrics)), np.nan)
     cube[rows[at], cols[at]] = measurements.loc[at, metrics].to_numpy(dtype=float)
     flags = {f: _flag(measurements, f, rows, cols, cube.shape[:2]) for f in ("touches_border", "censored")}
-    reached = np.zeros(cube.shape, dtype=bool)
     if "volume_ml" in metrics:
         volumes = cube[:, :, metrics.index("volume_ml")]
         cut = flags["touches_border"] & np.isfinite(volumes)
         volumes[cut] = np.nan
         notes += [f"{name}: {cut.sum()} volumes of organs cut by the field of view are left out"] if cut.any() else []
-    if "suv_max" in metrics:
-        k = metrics.index("suv_max")
-        cube[:, :, k], reached[:, :, k] = _at_ceiling(name, cube[:, :, k], flags["censored"], suv_ceiling)
+    measured = {metric: cube[:, :, k] for k, metric in enumerate(metrics)}
+    ends = _ends(organs, measured)
+    measured, reached = _at_ceiling(name, _with_ratio(organs, measured), flags["censored"], suv_ceiling, organs)
     cells = [(o, m) for o in organs for m in metrics]
-    values, ceiling = cube.reshape(len(people), -1), reached.reshape(len(people), -1)
-    if "suv_mean" in metrics and LIVER_RATIO not in metrics and "liver" in organs:
-        suv = cube[:, :, metrics.index("suv_mean")]
-        others = [i for i, o in enumerate(organs) if o != "liver"]
-        liver = suv[:, [organs.index("liver")]]
-        values = np.hstack([values, suv[:, others] / np.where(liver > 0, liver, np.nan)])
-        ceiling = np.hstack([ceiling, np.zeros((len(people), len(others)), dtype=bool)])
-        cells += [(organs[i], LIVER_RATIO) for i in others]
+    cells += [(o, m) for m in measured if m not in metrics for o in organs if o != "liver"]
+    order = [(organs.index(o), m) for o, m in cells]
+    values = np.stack([measured[m][:, i] for i, m in order], axis=1)
+    ceiling = np.stack([reached[m][:, i] for i, m in order], axis=1)
     drawers = segmenter or ", ".join(drawn_by)
-    return _with_numbers(Cohort(name, people, tuple(cells), values, ceiling, tuple(notes), drawers))
+    return _with_numbers(Cohort(name, people, tuple(cells), values, ceiling, tuple(notes), drawers, ends))
 
 
-def _at_ceiling(name: str, suv_max: Array, flagged: Mask, ceiling: float) -> tuple[Array, Mask]:
-    """SUVmax up to the ceiling, and where it reached that; a flag tells nothing of a ceiling above its own."""
-    reached = suv_max >= ceiling
-    if ceiling <= CENSORED_AT_SUV:
-        reached |= flagged
-    elif flagged.any() and not (suv_max > CENSORED_AT_SUV * (1.0 + 1e-4)).any():
-        raise InputError(
-            f"{name}: all SUVmax end at {CENSORED_AT_SUV:g}, so that nothing is known up to a suv_ceiling of "
-            f"{ceiling:g}; set that to {CENSORED_AT_SUV:g} or less"
-        )
-    return np.where(reached, ceiling, suv_max), reached
+def _ends(organs: Sequence[str], measured: dict[str, Array]) -> Ends:
+    lungs = [i for i, organ in enumerate(organs) if organ.startswith("lung")]
+    ct = "hu_mean" in measured and ct_ends(measured["hu_mean"][:, lungs])
+    return Ends(ct, pet_ends(_uptake(measured)))
+
+
+def _uptake(measured: dict[str, Array]) -> dict[str, Array]:
+    return {metric: values for metric, values in measured.items() if metric.startswith("suv")}
+
+
+def _with_ratio(organs: Sequence[str], measured: dict[str, Array]) -> dict[str, Array]:
+    """The measurements, with every organ's SUVmean over the liver's, unless that is among them or cannot be had."""
+    if "suv_mean" not in measured or LIVER_RATIO in measured or "liver" not in organs:
+        return measured
+    liver = measured["suv_mean"][:, [organs.index("liver")]]
+    return measured | {LIVER_RATIO: measured["suv_mean"] / np.where(liver > 0, liver, np.nan)}
+
+
+def _at_ceiling(
+    name: str, measured: dict[str, Array], flagged: Mask, suv_ceiling: float, organs: Sequence[str]
+) -> tuple[dict[str, Array], dict[str, Mask]]:
+    """The measurements up to the ceiling, and where it has a part in them, by metric, (subjects, organs)."""
+    uptake = _uptake(measured)
+    values, reached = at_ceiling(name, uptake, flagged, suv_ceiling)
+    cut = cut_averages(uptake, flagged)
+    of_liver = cut[:, [organs.index("liver")]] if "liver" in organs else False
+    averages = {m: cut | of_liver if m == LIVER_RATIO else cut for m in AVERAGES}
+    nowhere = np.zeros(flagged.shape, dtype=bool)
+    return measured | values, {m: reached.get(m, averages.get(m, nowhere)) for m in measured}
 
 
 def _with_numbers(cohort: Cohort) -> Cohort:
@@ -169,107 +171,6 @@ def _with_numbers(cohort: Cohort) -> Cohort:
         raise InputError(f"{cohort.name}: no subject has a single measurement; measure it again")
     note = f"{cohort.name}: nothing could be measured in {(~there).sum()} of {len(cohort)} subjects: left out"
     return replace(cohort.rows(np.flatnonzero(there)), notes=(*cohort.notes, note))
-
-
-def _texts(table: pd.DataFrame, column: str) -> set[str]:
-    """What a column of text says, but for empty cells."""
-    return set(table[column].dropna().astype(str)) - {""} if column in table.columns else set()
-
-
-def _need(name: str, frame: pd.DataFrame, columns: Sequence[str]) -> None:
-    have = ", ".join(map(str, frame.columns))
-    _refuse([f"{name}: column {c} is missing; add it (there are: {have})" for c in columns if c not in frame.columns])
-
-
-def _refuse(problems: list[str]) -> None:
-    if len(problems) > MAX_PROBLEMS:
-        problems = [*problems[:MAX_PROBLEMS], f"… and {len(problems) - MAX_PROBLEMS} more problems of these kinds"]
-    if problems:
-        raise InputError(problems)
-
-
-def _people(name: str, subjects: pd.DataFrame, measured: set[str]) -> tuple[pd.DataFrame, list[str]]:
-    """Subjects that are ok and measured, and what was left out."""
-    _need(name, subjects, ("subject_id", "sex"))
-    people = subjects[["subject_id", *(c for c in (*PERSON, "status") if c in subjects.columns)]].copy()
-    people["subject_id"] = people["subject_id"].astype(str)
-    if "index" not in people.columns:  # the row of the table, by which twins made from it are paired
-        people["index"] = np.arange(len(people))
-    # "F" or "female", "M" or "male", by any case: what tables of the wild hold.
-    people["sex"] = people["sex"].astype(str).str.strip().str.upper().str[:1]
-    problems = [
-        f"{name}, subject {row.subject_id}, column sex: {row.sex!r} is neither F nor M; mend it or drop the subject"
-        for row in people[~people["sex"].isin(["F", "M"])].itertuples()
-    ]
-    twice = people.loc[people["subject_id"].duplicated(), "subject_id"].unique()
-    problems += [f"{name}, subject {s}: appears twice among the subjects; keep one row" for s in twice]
-    for column in ("age_years", "height_cm", "weight_kg", "bmi"):
-        if column in people.columns:
-            number = pd.to_numeric(people[column], errors="coerce").astype(float)
-            wrong = people[column].notna() & (~np.isfinite(number) | (number < 0))
-            problems += [
-                f"{name}, subject {s}, column {column}: {v!r} is no such number; mend it or leave it empty"
-                for s, v in people.loc[wrong, ["subject_id", column]].itertuples(index=False)
-            ]
-            people[column] = number
-    _refuse(problems)
-    notes = []
-    if "status" in people.columns:
-        failed = people["status"] != "ok"
-        notes += (
-            [f"{name}: {failed.sum()} of {len(people)} subjects are not finished: left out"] if failed.any() else []
-        )
-        people = people[~failed].drop(columns="status")
-    unmeasured = ~people["subject_id"].isin(measured)
-    if unmeasured.any():
-        notes.append(f"{name}: {unmeasured.sum()} of {len(people)} subjects have no measurements yet: left out")
-    if "bmi" not in people.columns and {"height_cm", "weight_kg"} <= set(people.columns):
-        people["bmi"] = people["weight_kg"] / (people["height_cm"] / 100.0) ** 2
-    people = people[~unmeasured].set_index("subject_id")
-    if people.empty:
-        raise InputError(f"{name}: no subject is both ok and measured; measure the run first")
-    return people, notes
-
-
-def _missing_notes(name: str, table: pd.DataFrame) -> list[str]:
-    """Organs without numbers, counted by the reason that the measurement gave; the rarest reasons together."""
-    if "missing" not in table.columns:
-        return []
-    reasons = table["missing"].astype(object).fillna("").astype(str)
-    counts = reasons[reasons != ""].value_counts()
-    notes = []
-    for reason, count in counts.head(_REASONS).items():
-        organs = table.loc[reasons == reason, "organ"].value_counts()
-        told = ", ".join(f"{organ} {n}" for organ, n in organs.head(_REASONS).items())
-        notes.append(
-            f"{name}: {count} organs not measured ({reason}): {told}" + (", …" if len(organs) > _REASONS else "")
-        )
-    rest = int(counts.iloc[_REASONS:].sum())
-    return [*notes, f"{name}: {rest} organs not measured for other reasons"] if rest else notes
-
-
-def _value_problems(name: str, table: pd.DataFrame, metrics: Sequence[str]) -> list[str]:
-    """What cannot be a measurement; told by subject and organ, which outlive sorting and filtering of a file."""
-    where = table["subject_id"].astype(str) + ", organ " + table["organ"].astype(str)
-    problems = [
-        f"{name}, subject {w}: measured twice; keep one row" for w in where[table.duplicated(["subject_id", "organ"])]
-    ]
-    for metric in metrics:
-        number = pd.to_numeric(table[metric], errors="coerce").astype(float)
-        text = table[metric].notna() & number.isna()
-        suv, lowest = metric.startswith("suv"), _LOWEST.get(metric, LOWEST_SUV)
-        checks: list[tuple[pd.Series[bool], str]] = [
-            (text, "not a number; mend it, or leave the cell empty"),
-            (number.abs() == np.inf, "infinite; measure this subject again or leave the cell empty"),
-            (number < lowest, f"below {lowest:g}; leave the cell empty if it was not measured"),
-            ((number > BEYOND_ANY_SUV) & (number < np.inf) & suv, "beyond any SUV, perhaps Bq/ml; convert to g/ml"),
-        ]
-        for wrong, what in checks:
-            pairs = zip(where[wrong], table.loc[wrong, metric])
-            problems += [f"{name}, subject {w}, column {metric}: {v!r}: {what}" for w, v in pairs]
-        if not text.any():
-            table[metric] = number
-    return problems
 
 
 def _flag(

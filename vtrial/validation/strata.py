@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 
 from vtrial.records import InputError
+from vtrial.validation.scale import Mask
 from vtrial.validation.settings import Edges
-from vtrial.validation.statistic import Mask
 
 VARIABLES = ("all", "sex", "age_group", "bmi_group", "diagnosis")
 ALL = "all"
@@ -31,6 +31,9 @@ class Stratum:
         return self.levels[0][1] if len(self.levels) == 1 and self.levels[0][0] == "sex" else None
 
 
+EVERYBODY = Stratum(ALL, ((ALL, ALL),))
+
+
 def parse_by(by: str | Sequence[str]) -> tuple[tuple[str, ...], ...]:
     """Groupings from "sex,age_group" (one after the other) or "sex*age_group" (crossed); InputError for others."""
     parts = by.split(",") if isinstance(by, str) else list(by)
@@ -38,6 +41,11 @@ def parse_by(by: str | Sequence[str]) -> tuple[tuple[str, ...], ...]:
     unknown = [v for grouping in groupings for v in grouping if v not in VARIABLES]
     if unknown:
         raise InputError([f"--by: unknown variable {v!r}; choose from {', '.join(VARIABLES)}" for v in unknown])
+    named = [" * ".join(grouping) for grouping in groupings]
+    if len({frozenset(grouping) for grouping in groupings}) < len(groupings) or any(
+        len({*grouping}) < len(grouping) for grouping in groupings
+    ):
+        raise InputError(f"--by {', '.join(named)}: a variable or grouping stands there twice; keep one")
     return groupings
 
 

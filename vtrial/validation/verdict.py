@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from vtrial.validation.inference import Array
 from vtrial.validation.multiplicity import benjamini_hochberg, holm
 from vtrial.validation.settings import AnalysisSettings
-from vtrial.validation.statistic import Array
 
 EQUIVALENT, DIFFERENT, TOO_FEW, NOT_COMPARED = "equivalent", "different", "too few to tell", "not compared"
 
@@ -41,7 +41,7 @@ def judge(table: pd.DataFrame, settings: AnalysisSettings) -> pd.DataFrame:
     """The table of `adjust_family` with mean_verdict, spread_verdict, verdict and why."""
     out = table.copy()
     judged = out["judged"].to_numpy(dtype=bool)
-    compared = (out["n_synthetic"] > 0).to_numpy() & (out["n_reference"] > 0).to_numpy()
+    compared = ((out["n_synthetic"] > 0) & (out["n_reference"] > 0) & ~out["off_scale"]).to_numpy(dtype=bool)
     words = {}
     for aspect, tost in (("location", "p_tost"), ("spread", "p_tost_spread")):
         equal = judged & (out[tost] < settings.alpha).to_numpy()
@@ -103,7 +103,10 @@ def headline(table: pd.DataFrame, spread: pd.DataFrame, names: tuple[str, str]) 
         return NOT_COMPARED, f"{names[0]} against {names[1]}: nothing could be compared"
     whole = DIFFERENT if different or len(alarms) else (EQUIVALENT if equivalent == told else TOO_FEW)
     line = f"{names[0]} against {names[1]}: {whole}: of {told} cells {equivalent} equivalent, {different} different"
-    line += f", {few} too few to tell" + (f"; {none} more not compared, as a side lacks them" if none else "")
+    beyond = int((table["off_scale"] & (table["n_synthetic"] > 0) & (table["n_reference"] > 0)).sum())
+    line += f", {few} too few to tell"
+    line += f"; {none - beyond} more not compared, as a side lacks them" if none > beyond else ""
+    line += f"; {beyond} more not judged, as a model's scale ends within them" if beyond else ""
     size = table["difference_percent"].where(table["judged"]).abs()
     if size.notna().any():
         row = table.iloc[int(np.nanargmax(size.to_numpy()))]
