@@ -10,7 +10,10 @@ import pytest
 
 from vtrial.imaging import codec
 from vtrial.organs import GAS_OR_BONE
+from vtrial.pipeline.evidence import _likeness
 from vtrial.records import MODEL_HU, MODEL_SUV
+from vtrial.reporting.content import Content, Provenance
+from vtrial.reporting.report import build_report
 from vtrial.validation import AnalysisSettings, Cohort, Summary, anova, cohort_of, compare
 from vtrial.validation.conditional import SlopeQuestion, compare_correlations, compare_slopes
 from vtrial.validation.verdict import DIFFERENT, EQUIVALENT, NOT_COMPARED
@@ -171,3 +174,23 @@ def test_a_summary_tells_by_its_lungs() -> None:
         assert (
             row_of(table, "lungs", "hu_mean")["off_scale"] == row_of(table, "sacrum", "hu_mean")["off_scale"] == beyond
         )
+
+
+def test_the_report_shows_them(phantoms: Cohort) -> None:
+    result = compare(cohort_of("twins", measured("twins")), phantoms, settings=SETTINGS)
+    report = build_report(Content(comparison=result.to_dict(), provenance=Provenance("vtrial report")))
+    place = int(np.flatnonzero((result.table["organ"] == "lungs") & result.table["off_scale"])[0])
+    page = " ".join(report.html.split())
+    assert page.count(f'data-row="cells/{place}"') == 5, (
+        "three numbers of the first table, a row of all cells, statistics"
+    )
+    assert 'id="not-compared"' not in page, "no side lacks it"
+    assert "the CT of twins ends at -500 and 500 HU, lungs reach beyond: not judged" in page
+    assert "* p" in page and f"{-464:.0f}".replace("-", "−") in page
+
+
+def test_likeness_is_not_that_of_clipped_lungs(phantoms: Cohort) -> None:
+    twins = cohort_of("twins", measured("twins"))
+    settings = SETTINGS.model_copy(update={"metrics": ("hu_mean",), "organs": ("liver", "spleen", "lungs", "kidneys")})
+    mean = _likeness(twins, phantoms, "phantoms", settings)[0]["mean"]
+    assert mean < 0.5, "by lungs, nine SDs off, all twins would be one another's like"

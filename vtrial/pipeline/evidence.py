@@ -19,6 +19,7 @@ from vtrial.reporting.portraits import portrait
 from vtrial.validation import AnalysisSettings, Cohort, Comparison, Reference, anova
 from vtrial.validation.conditional import compare_correlations, compare_slopes
 from vtrial.validation.diversity import pairwise_likeness, standardised
+from vtrial.validation.sides import off_scale_of
 from vtrial.validation.statistic import Cell
 
 PORTRAITS = 4  # of each side
@@ -124,7 +125,9 @@ def _likeness(
     if subjects is None:
         raise InputError(f"{reference} has no subjects, only means and SDs")
     wanted = ((organ, metric) for organ in settings.organs for metric in settings.metrics)
-    cells = [cell for cell in wanted if cell in synthetic.cells and cell in subjects.cells]
+    known = [cell for cell in wanted if cell in synthetic.cells and cell in subjects.cells]
+    reasons = off_scale_of([synthetic, subjects], known, settings)
+    cells = [cell for cell, reason in zip(known, reasons) if not reason]
     vectors = standardised(*(cohort.select(cells)[0][:LIKENESS_OF] for cohort in (synthetic, subjects)))
     rows = []
     for name, values in zip((synthetic.name, subjects.name), vectors):

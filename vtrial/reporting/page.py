@@ -71,8 +71,10 @@ def render(document: Mapping[str, Any], portraits: Sequence[Portrait] = ()) -> s
         inner_level=f"{100.0 * (1.0 - 2.0 * alpha):g} %",
         blocks=first_table(cells, alpha),
         demographics=_demographics(document["demographics"]),
-        detailed=sum(r["verdict"] != NOT_COMPARED for r in cells) <= _DETAILED,
+        described=described,
+        detailed=sum(map(described, cells)) <= _DETAILED,
         numbered=list(enumerate(cells)),
+        lacking=[(i, r) for i, r in enumerate(cells) if not described(r)],
         by_stratum=[(s, [(i, r) for i, r in enumerate(cells) if r["stratum"] == s]) for s in document["counts"]],
         curves={c["kind"] for d in document["distributions"] for c in (d["synthetic"], d["reference"]) if c},
         pictures=[[data_uri(picture.png) for picture in p.pictures] for p in portraits],
@@ -161,13 +163,18 @@ def mark(word: str) -> Markup:
     return Markup('<span class="verdict {}" role="img" title="{}">{}</span>').format(style, word, MARKS.get(word, ""))
 
 
+def described(row: Row) -> bool:
+    """Whether a cell has numbers on both sides to show: all that are judged, and those that a model's scale decides."""
+    return bool(row["verdict"] != NOT_COMPARED or row.get("off_scale"))
+
+
 def first_table(cells: Sequence[Row], alpha: float) -> list[dict[str, Any]]:
     """The paper's table: blocks of up to three strata of one grouping, organ by organ, metric by metric.
 
     A cell is its number in the document and its star (unadjusted p under `alpha`, as in the paper), or None.
     """
     place = {(r["stratum"], r["organ"], r["metric"]): i for i, r in enumerate(cells)}
-    compared = [r for r in cells if r["verdict"] != NOT_COMPARED]
+    compared = [r for r in cells if described(r)]
     groupings: dict[str, list[str]] = {}
     for row in compared:
         strata = groupings.setdefault(words.grouping_of(row["stratum"]), [])
@@ -190,10 +197,11 @@ def first_table(cells: Sequence[Row], alpha: float) -> list[dict[str, Any]]:
 
 
 def _starred(cells: Sequence[Row], number: int | None, alpha: float) -> dict[str, Any] | None:
-    if number is None or cells[number]["verdict"] == NOT_COMPARED:
+    if number is None or not described(cells[number]):
         return None
-    p = cells[number].get("p_welch")
-    return {"number": number, "row": cells[number], "star": "*" if p is not None and p < alpha else ""}
+    row = cells[number]
+    p = None if row["verdict"] == NOT_COMPARED else row.get("p_welch")
+    return {"number": number, "row": row, "star": "*" if p is not None and p < alpha else ""}
 
 
 def _heading(stratum: str, rows: Sequence[Row]) -> dict[str, Any]:
