@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pandas as pd
+from pyarrow.lib import ArrowException
 
 from vtrial.execution import CannotGoOn, Report
 from vtrial.imaging.discovery import FoundScan, find_scans, read_upright
@@ -145,7 +146,7 @@ def _of_run(folder: Folder, name: str) -> Scans:
     ct_cases = tuple(run_ct_cases(folder))
     if not ct_cases:
         raise InputError(f"{folder.location}: no subject is finished; give the command that made the run again")
-    people = pd.read_parquet(io.BytesIO(folder.read(f"{SUBJECTS}.parquet")))
+    people = read_table(folder, f"{SUBJECTS}.parquet", "give the command that made the run again")
     finished = people["subject_id"].isin([case.subject_id for case in ct_cases])
     people.loc[finished, "status"] = "ok"  # a killed run's table is behind its journal
     manifest = read_manifest(folder)
@@ -229,8 +230,18 @@ def newest_run() -> str:
 
 
 def plain_name(text: str) -> str:
-    """A text as the name of a folder."""
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._") or "unnamed"
+    """A text as the name of a folder: letters and digits of any script, the rest as hyphens."""
+    return re.sub(r"[^\w.-]+", "-", text).strip("-._") or "unnamed"
+
+
+def read_table(folder: Folder, name: str, remedy: str) -> pd.DataFrame:
+    """A Parquet table of ours; InputError where it is spoilt, with what makes it anew."""
+    data = folder.read(name)
+    try:
+        return pd.read_parquet(io.BytesIO(data))
+    except (ArrowException, OSError, ValueError) as error:
+        told = f"{place(folder.location, name)}: not a readable Parquet file ({error})"
+        raise InputError(f"{told}; it is spoilt: {remedy}") from None
 
 
 def parquet_bytes(table: pd.DataFrame) -> bytes:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from dataclasses import dataclass
 
 import pandas as pd
@@ -11,7 +10,7 @@ from vtrial.measurement import MeasureSummary
 from vtrial.measurement.cohort import NOT_MEASURED
 from vtrial.pipeline.masks import Masks
 from vtrial.pipeline.originals import TrainingSet
-from vtrial.pipeline.scans import Scans
+from vtrial.pipeline.scans import Scans, read_table
 from vtrial.segmentation import SegmentSummary
 from vtrial.validation import AnalysisSettings, Cohort, Reference, cohort_of
 
@@ -33,7 +32,7 @@ class Side:
 
     def table(self) -> pd.DataFrame:
         """Its measurements."""
-        return pd.read_parquet(io.BytesIO(self.scans.folder.read(self.masks.table)))
+        return read_table(self.scans.folder, self.masks.table, "delete it and give vtrial measure again")
 
     def unmeasured(self) -> dict[str, str]:
         """Why subjects have no measurement at all."""

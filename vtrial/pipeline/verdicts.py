@@ -26,6 +26,8 @@ from vtrial.validation.match import pair
 
 TABLE, PAGE, NUMBERS = "comparisons.parquet", "report.html", "report.json"
 _KEY = b"vtrial.compared"  # in the table's metadata: of what it is the comparison
+_OF = b"vtrial.reference"  # and where the reference comes from
+_READ = {"reference", "verdict", "headline", "counts", "copies"}  # of the report's JSON
 
 
 @dataclass(frozen=True)
@@ -64,10 +66,12 @@ def judge(
     synthetic = twins.cohort(settings)
     references = _references(parties, settings, synthetic.name)
     reference = references[0]
-    folder, under = twins.scans.folder, f"validation/{plain_name(reference.name)}"
+    folder, source = twins.scans.folder, reference.location or reference.source or reference.name
+    under = _place_for(folder, reference.name, source)
     key = _key(synthetic, references, settings, [by, paired, parties.training and parties.training.digest])
-    new = not _is_there(folder, under, key)
-    if new:
+    document = _document(folder, under, key)
+    new = document is None
+    if document is None:
         if paired and isinstance(reference.data, Cohort):
             synthetic, data = pair(synthetic, reference.data)
             references[0] = replace(reference, data=data)  # all parts of the report are about the pairs
@@ -81,7 +85,8 @@ def judge(
             comparison = compare(synthetic, references[0], by=by, settings=settings, paired=paired, tell=tell)
         content = gather(parties, comparison, synthetic, references, by, steps, command)
         built = build_report(content)
-        table = _bytes(_told(comparison, parties, reference), key)
+        document = json.loads(built.json)
+        table = _bytes(_told(comparison, parties, reference), {_KEY: key, _OF: source.encode()})
         try:
             with twins.scans.held():
                 folder.write(f"{under}/{PAGE}", built.html.encode())
@@ -89,7 +94,15 @@ def judge(
                 folder.write(f"{under}/{TABLE}", table)  # last, as it says that the others are there
         except OSError as error:
             raise CannotGoOn(f"{folder.location}: cannot write {under} ({error}); measurements are safe") from error
-    return _verdict(folder, under, parties.sides, new=new)
+    return _verdict(document, folder, under, parties.sides, new=new)
+
+
+def _place_for(folder: Folder, name: str, source: str) -> str:
+    """The folder for a comparison: by the reference's name, with a hash of its source where another has that."""
+    usual = f"validation/{plain_name(name)}"
+    if _metadata(folder, usual).get(_OF, source.encode()) == source.encode():
+        return usual
+    return f"{usual}-{hashlib.sha256(source.encode()).hexdigest()[:8]}"
 
 
 def _references(parties: Parties, settings: AnalysisSettings, beside: str) -> list[Reference]:
@@ -130,14 +143,27 @@ def _content(data: Cohort | Summary) -> list[str]:
     return [data.name, data.segmenter, data.people.to_csv(), str(data.cells), *data.notes, numbers]
 
 
-def _is_there(folder: Folder, under: str, key: bytes) -> bool:
-    if any(folder.size(f"{under}/{name}") is None for name in (TABLE, PAGE, NUMBERS)):
-        return False
+def _metadata(folder: Folder, under: str) -> dict[bytes, bytes]:
+    """What the table of a comparison says of itself; nothing where it is not there, or spoilt."""
+    if folder.size(f"{under}/{TABLE}") is None:
+        return {}
     try:
-        metadata = pq.read_schema(io.BytesIO(folder.read(f"{under}/{TABLE}"))).metadata or {}
+        return pq.read_schema(io.BytesIO(folder.read(f"{under}/{TABLE}"))).metadata or {}
     except (OSError, pa.ArrowException):
-        return False
-    return bool(metadata.get(_KEY) == key)
+        return {}
+
+
+def _document(folder: Folder, under: str, key: bytes) -> dict[str, Any] | None:
+    """The report's JSON where all is there and of just this question, else None; a spoilt one is not there."""
+    if folder.size(f"{under}/{PAGE}") is None or folder.size(f"{under}/{NUMBERS}") is None:
+        return None
+    if _metadata(folder, under).get(_KEY) != key:
+        return None
+    try:
+        found = json.loads(folder.read(f"{under}/{NUMBERS}"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and found.keys() >= _READ else None
 
 
 def _told(comparison: Comparison, parties: Parties, reference: Reference) -> pd.DataFrame:
@@ -151,16 +177,15 @@ def _told(comparison: Comparison, parties: Parties, reference: Reference) -> pd.
     )
 
 
-def _bytes(table: pd.DataFrame, key: bytes) -> bytes:
+def _bytes(table: pd.DataFrame, about: dict[bytes, bytes]) -> bytes:
     arrow = pa.Table.from_pandas(table, preserve_index=False)
     buffer = io.BytesIO()
-    pq.write_table(arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), _KEY: key}), buffer)
+    pq.write_table(arrow.replace_schema_metadata({**(arrow.schema.metadata or {}), **about}), buffer)
     return buffer.getvalue()
 
 
-def _verdict(folder: Folder, under: str, sides: Sequence[Side], *, new: bool) -> Verdict:
+def _verdict(document: dict[str, Any], folder: Folder, under: str, sides: Sequence[Side], *, new: bool) -> Verdict:
     """What the report's JSON says, whether it was written now or before."""
-    document: dict[str, Any] = json.loads(folder.read(f"{under}/{NUMBERS}"))
     counts: dict[str, int] = {}
     for stratum in document["counts"].values():
         for word, count in stratum.items():
