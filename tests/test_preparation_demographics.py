@@ -10,10 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from tests.dicoms import PATIENT, ROOT_UID, Edit, setting, write_study
+from tests.dicoms import FACTOR, PATIENT, ROOT_UID, Edit, setting, write_series, write_study
 from tests.petcts import FDG, facts, write_case, write_fdg
 from vtrial.imaging.dicom.people import Person
-from vtrial.preparation.sources import find_studies
+from vtrial.preparation.sources import Study, find_studies
+from vtrial.preparation.sources.dicoms import DicomPair
 from vtrial.preparation.sources.people import person_of, together
 from vtrial.records import InputError
 
@@ -173,7 +174,7 @@ def test_what_anonymisers_call_everybody_makes_nobody_one(tmp_path: Path, nobody
     one, two = found.studies
     assert one.patient != two.patient
     assert found.notes[0].startswith("2 studies do not tell whose they are")
-    rows = [{"StudyInstanceUID": f"{ROOT_UID}.{i}", "PatientID": "P1", **BODY} for i in (1, 2)]
+    rows = [{"StudyInstanceUID": f"{ROOT_UID}.{i}", "PatientID": "P1", **BODY, "weight": 70} for i in (1, 2)]
     found = find_studies(tmp_path / "src", people(tmp_path / "p.csv", rows))
     assert found.studies[0].patient == found.studies[1].patient and not found.notes
 
@@ -351,3 +352,43 @@ def test_two_sources_that_cannot_both_be() -> None:
         "height_cm is missing",
         "weight_kg is missing",
     )
+
+
+def factor(study: Study) -> float:
+    """What Bq/ml become SUV by."""
+    assert isinstance(study.load, DicomPair)
+    return study.load.study.conversion.factors[0]
+
+
+def test_a_tables_weight_is_that_of_suv_where_the_header_has_none(tmp_path: Path) -> None:
+    bare = setting(PatientWeight=None)
+    write_study(tmp_path / "src", pet=bare, ct=bare)
+    (left,) = find_studies(tmp_path / "src").left_out
+    assert left.reasons == (
+        "PatientWeight is missing; body-weight SUV needs it in kg: give it in a table of demographics",
+    )
+    table = people(tmp_path / "p.csv", [{"PatientID": PATIENT, "weight": 63}])
+    (study,) = find_studies(tmp_path / "src", table).studies
+    assert facts(study) == ("F", 68.0, 165.0, 63.0)
+    assert factor(study) == pytest.approx(FACTOR * 63.0 / 70.0)
+    assert study.facts["suv_weight_kg"] == 63.0
+    assert "PatientWeight is missing: SUV goes by the weight of the table" in study.notes
+    own = setting(PatientWeight=None, Units="GML", RescaleSlope="1", RescaleIntercept="0")
+    write_series(tmp_path / "src" / "own", "PT", series=9, edit=own)
+    (study,) = find_studies(tmp_path / "src", table).studies
+    assert factor(study) == 1.0 and "suv_weight_kg" not in study.facts, "SUV of the scanner's own needs no weight"
+
+
+@pytest.mark.parametrize(
+    ("weight", "units", "taken"), [(110, "BQML", False), (72, "BQML", True), (None, "BQML", True), (110, "GML", True)]
+)
+def test_two_weights_are_no_weight_of_suv(tmp_path: Path, weight: int | None, units: str, taken: bool) -> None:
+    write_study(tmp_path / "src", pet=setting(Units=units))
+    table = people(tmp_path / "p.csv", [{"PatientID": PATIENT, "sex": "F", "weight": weight}])
+    found = find_studies(tmp_path / "src", table)
+    assert len(found.studies) == taken
+    if taken:
+        assert factor(found.studies[0]) == pytest.approx(FACTOR if units == "BQML" else 1.0)
+    else:
+        told = "SUV goes by PatientWeight 70 kg, and the table of demographics says 110 kg: more than 5% apart; correct"
+        assert found.left_out[0].reasons[0].startswith(told)

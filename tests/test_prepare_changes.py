@@ -7,6 +7,8 @@ import os
 import shutil
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from tests.dicoms import setting
@@ -63,3 +65,22 @@ def test_a_damaged_file_copied_again_is_tried_again(tmp_path: Path) -> None:
     os.utime(file, ns=(when.st_atime_ns, when.st_mtime_ns))  # as a copy that keeps times
     mended = prepare(source, out)
     assert (mended.done, mended.new, mended.left_out) == (2, 1, {})
+
+
+def test_a_weight_corrected_in_the_table_makes_suv_again(tmp_path: Path) -> None:
+    """Where the header has none, SUV goes by it."""
+    source, out, table = tmp_path / "src", tmp_path / "data", tmp_path / "p.csv"
+    for i in (1, 2):
+        own = setting(PatientID=f"A{i}", PatientWeight=None if i == 2 else "70")
+        write_patient(source / f"p{i}", i, ct=own, pet=own)
+    levels = []
+    for weight, new in ((60, 2), (60, 0), (66, 1)):
+        table.write_text(f"PatientID,weight\nA1,71\nA2,{weight}\n")
+        summary = prepare(source, out, table)
+        assert (summary.done, summary.new) == (2, new)
+        levels.append([np.load(out / "suv" / f"s000{i}.npy").astype(float).max() for i in (1, 2)])
+    (one, other), _, (same, grown) = levels
+    assert other == pytest.approx(one * 60 / 70, rel=0.01)
+    assert same == one and grown == pytest.approx(other * 1.1, rel=0.01)
+    told = pd.read_parquet(out / "subjects.parquet").set_index("subject_id")
+    assert told["weight_kg"].tolist() == [71.0, 66.0] and told.loc["s0002", "suv_weight_kg"] == 66.0

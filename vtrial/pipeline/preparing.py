@@ -21,6 +21,7 @@ from vtrial.pipeline.masks import USUAL, Choice
 from vtrial.preparation.dataset import Prepared, TrainingSet, finish_training_set, person_problems
 from vtrial.preparation.sheet import sheet_scans
 from vtrial.preparation.sources import Collection, LeftOut, Study, check_key, find_studies, write_key
+from vtrial.preparation.sources.study import SUV_WEIGHT
 from vtrial.preparation.work import REASONS, STAMP, PrepareWorkFactory
 from vtrial.production import record_attempt, session_of
 from vtrial.records import InputError
@@ -253,9 +254,10 @@ def _kept_names(found: Collection, run: Run) -> Collection:
 
 
 def _is_done(run: Run, study: Study) -> bool:
-    """Whether a study is made and its arrays are there, or was left out and its files are what they were."""
+    """Whether a study is made and its arrays are there, or was left out and its files are what they were; in either
+    case by the weight that it goes by now."""
     entry = run.latest.get(study.index)
-    if entry is None or entry.status != "ok":
+    if entry is None or entry.status != "ok" or entry.row.get(SUV_WEIGHT) != study.facts.get(SUV_WEIGHT):
         return False
     if REASONS in entry.row:
         return bool(entry.row.get(STAMP) == study.stamp)

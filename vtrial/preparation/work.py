@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from vtrial.execution import Resources, Saved
 from vtrial.imaging.files import nifti_bytes, nifti_from_bytes, spacing_of
 from vtrial.imaging.volume import Volume
-from vtrial.preparation.sources.study import Study
+from vtrial.preparation.sources.study import SUV_WEIGHT, Fact, Study
 from vtrial.preparation.volume import TrainingVolume, check_pair, ct_to_segment, fit_volume, save_volume
 from vtrial.records import CannotRead, InputError
 from vtrial.storage import Folder, open_folder
@@ -56,7 +56,9 @@ class PrepareWork:
 
     def save(self, study: Study, product: TrainingVolume | tuple[str, ...]) -> Saved:
         """Write the volume, whole or not at all; OSError if that cannot be. Only the row, for a study left out."""
-        known = {"fingerprint": study.fingerprint}
+        known: dict[str, Fact] = {"fingerprint": study.fingerprint}
+        if SUV_WEIGHT in study.facts:
+            known[SUV_WEIGHT] = study.facts[SUV_WEIGHT]
         if isinstance(product, tuple):
             return Saved({}, known | {REASONS: list(product), STAMP: study.stamp})
         saved = save_volume(self.folder, study.subject_id, product)

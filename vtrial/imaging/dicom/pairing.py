@@ -1,9 +1,10 @@
 """Which PET and which CT of a study belong together, chosen from their headers by rules that are told.
 
-PET: attenuation corrected, convertible to SUV, the longest; among equals axial and original slices before reformatted
-ones, then the one acquired first, then the lowest series number. CT: in the PET's frame of reference, an even grid, the
-one that covers most of the PET; among equals axial and original slices, then the widest field of view (the CT for
-attenuation correction rather than a diagnostic one), then the slice distance nearest to the PET's.
+PET: attenuation corrected, convertible to SUV (rather with its weight than for one to come), the longest; among equals
+axial and original slices before reformatted ones, then the one acquired first, then the lowest series number. CT: in
+the PET's frame of reference, an even grid, the one that covers most of the PET; among equals axial and original slices,
+then the widest field of view (the CT for attenuation correction rather than a diagnostic one), then the slice distance
+nearest to the PET's.
 """
 
 from __future__ import annotations
@@ -26,19 +27,21 @@ _ALIKE_MM = 10.0
 _WHOLE = 0.99
 
 
-def choose_pet(found: Sequence[Labelled], tracer: Tracer) -> tuple[Series, SuvConversion, list[str]]:
+def choose_pet(
+    found: Sequence[Labelled], tracer: Tracer, weightless: bool = False
+) -> tuple[Series, SuvConversion, list[str]]:
     """The PET to take, its conversion, and notes on the rest; InputError with every reason if none can be used."""
     corrected = [(label, stack) for label, stack in found if is_attenuation_corrected(_pet(stack[0]))]
     usable: list[tuple[Series, SuvConversion]] = []
     problems: list[str] = []
     for label, stack in corrected or found:
         try:
-            usable.append(_judged(label, stack, tracer))
+            usable.append(_judged(label, stack, tracer, weightless))
         except InputError as error:
             problems.extend(error.problems)
     if not usable:
         raise InputError(problems)
-    usable.sort(key=lambda pair: _preference(pair[0]))
+    usable.sort(key=lambda pair: (pair[1].lacks_weight, _preference(pair[0])))
     series, conversion = usable[0]
     notes = [f"{series.where}: taken of {len(found)} PET series, attenuation corrected"] if len(found) > 1 else []
     taken = {label for label, _ in corrected}
@@ -47,7 +50,7 @@ def choose_pet(found: Sequence[Labelled], tracer: Tracer) -> tuple[Series, SuvCo
     return series, conversion, [*notes, *(f"passed over: {problem}" for problem in problems)]
 
 
-def _judged(label: str, stack: list[Image], tracer: Tracer) -> tuple[Series, SuvConversion]:
+def _judged(label: str, stack: list[Image], tracer: Tracer, weightless: bool) -> tuple[Series, SuvConversion]:
     """A PET stack as series with its conversion; InputError with the reasons of both."""
     problems: list[str] = []
     series, conversion, headers = None, None, [_pet(image) for image in stack]
@@ -57,7 +60,7 @@ def _judged(label: str, stack: list[Image], tracer: Tracer) -> tuple[Series, Suv
     except InputError as error:
         problems.extend(error.problems)
     try:
-        conversion = suv_conversion(headers, tracer)
+        conversion = suv_conversion(headers, tracer, weightless=weightless)
     except InputError as error:
         problems.extend(f"{label}: {problem}" for problem in error.problems)
     if series is None or conversion is None:

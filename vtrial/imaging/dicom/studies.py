@@ -67,10 +67,13 @@ class DicomCollection:
     others: Mapping[str, int]
 
 
-def find_studies(root: Path, *, tracer: Tracer = "fdg", least_coverage: float = LEAST_COVERAGE) -> DicomCollection:
+def find_studies(
+    root: Path, *, tracer: Tracer = "fdg", least_coverage: float = LEAST_COVERAGE, weightless: bool = False
+) -> DicomCollection:
     """All PET/CT studies under a folder, by their headers alone; InputError where no CT or PET image is there.
 
     A CT that covers less than `least_coverage` of the PET's length is refused. Folders may be nested in any way.
+    `weightless` takes PETs that lack a weight alone too: their conversion wants one (`SuvConversion.lacks_weight`).
     """
     root = Path(root).absolute()  # workers may read from elsewhere
     content = read_folder(root)
@@ -88,7 +91,7 @@ def find_studies(root: Path, *, tracer: Tracer = "fdg", least_coverage: float = 
         where = shown(place)
         number = numbers.setdefault(images[0].identity.patient or images[0].identity.study_uid, len(numbers) + 1)
         try:
-            studies.append(_study(images, number, where, tracer, least_coverage))
+            studies.append(_study(images, number, where, tracer, least_coverage, weightless))
         except InputError as error:
             left_out.append(LeftOut(where, error.problems, place, _common_identity(images)))
         except Exception as error:  # a header may hold anything; the error's words may quote it
@@ -130,7 +133,9 @@ def _common_identity(images: Iterable[Image]) -> Identity:
     return identities[0] if len(patients) == 1 else replace(identities[0], patient="")
 
 
-def _study(images: list[Image], patient: int, where: str, tracer: Tracer, least_coverage: float) -> DicomStudy:
+def _study(
+    images: list[Image], patient: int, where: str, tracer: Tracer, least_coverage: float, weightless: bool
+) -> DicomStudy:
     identity = images[0].identity
     if not identity.study_uid:
         raise InputError("StudyInstanceUID is missing: what belongs together is not known")
@@ -142,7 +147,7 @@ def _study(images: list[Image], patient: int, where: str, tracer: Tracer, least_
     missing = [name for name, some in (("PET", pets), ("CT", cts)) if not some]
     if missing:
         raise InputError(f"the study has no {' and no '.join(missing)} series")
-    pet, conversion, pet_notes = choose_pet(pets, tracer)
+    pet, conversion, pet_notes = choose_pet(pets, tracer, weightless)
     ct, covered, ct_notes = choose_ct(cts, pet, least_coverage)
     person = agreed_person([image.person for image in (*pet.images, *ct.images)])
     told = [f"{series.where}: {note}" for series in (pet, ct) for note in series.notes]

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from vtrial.imaging.dicom.decay import F18_HALF_LIFE_S, PetHeader, decay_reference, frame_moments, injection_to
@@ -52,13 +52,22 @@ class SuvConversion:
     """How the rescaled values of a PET series become SUV: multiply image i by `factors[i]` (g/ml per unit).
 
     `method` says it in words, `uptake_s` is the time from injection to the moment of decay correction where it was
-    needed, `notes` what the reader should know.
+    needed, `notes` what the reader should know. `weight_kg` is the body weight that went into the factors, None where
+    the scanner's own SUV is taken. Where the header `lacks_weight` they are for 1 kg: `of_weight` makes them SUV.
     """
 
     factors: tuple[float, ...] = field(repr=False)
     method: str
     uptake_s: float | None = None
     notes: tuple[str, ...] = ()
+    weight_kg: float | None = None
+    lacks_weight: bool = False
+
+    def of_weight(self, weight_kg: float) -> SuvConversion:
+        """The conversion of a header that lacks the weight, for a body of this one."""
+        assert self.lacks_weight
+        factors = tuple(weight_kg * factor for factor in self.factors)
+        return replace(self, factors=factors, weight_kg=weight_kg, lacks_weight=False)
 
 
 def is_attenuation_corrected(header: PetHeader) -> bool:
@@ -72,10 +81,11 @@ def is_attenuation_corrected(header: PetHeader) -> bool:
     return "ATTN" in header.corrections if header.corrections else method != ""
 
 
-def suv_conversion(headers: Sequence[PetHeader], tracer: Tracer = "fdg") -> SuvConversion:
+def suv_conversion(headers: Sequence[PetHeader], tracer: Tracer = "fdg", *, weightless: bool = False) -> SuvConversion:
     """The factors of a series from the headers of its images; InputError with every reason why there are none.
 
-    `tracer` "fdg" refuses a series that does not say it is FDG, "any" takes what is there.
+    `tracer` "fdg" refuses a series that does not say it is FDG, "any" takes what is there. `weightless` takes one
+    without PatientWeight, for a weight to come.
     """
     first = headers[0]
     problems = [*_differences(headers), *_quantity_problems(first, tracer)]
@@ -93,7 +103,8 @@ def suv_conversion(headers: Sequence[PetHeader], tracer: Tracer = "fdg") -> SuvC
                 "Units is CNTS and neither Philips factor, (7053,xx00) SUV or (7053,xx09) Bq/ml, is there for every "
                 "image: counts alone have no SUV; export again with private fields kept, or as BQML"
             )
-    return _from_activity(headers, tracer, to_bqml)
+    found = _from_activity(headers, tracer, to_bqml, weightless)
+    return replace(found, weight_kg=first.weight_kg or None, lacks_weight=not first.weight_kg)
 
 
 def _differences(headers: Sequence[PetHeader]) -> list[str]:
@@ -153,14 +164,18 @@ def _philips_suv(headers: Sequence[PetHeader]) -> SuvConversion:
     return SuvConversion(factors, "CNTS: the scanner's own SUV factor (7053,xx00)")
 
 
-def _from_activity(headers: Sequence[PetHeader], tracer: Tracer, to_bqml: Sequence[float]) -> SuvConversion:
+def _from_activity(
+    headers: Sequence[PetHeader], tracer: Tracer, to_bqml: Sequence[float], weightless: bool
+) -> SuvConversion:
     first = headers[0]
     half_life_s, notes, problems = _half_life(first, tracer)
-    problems += [*weight_problems(first.weight_kg, first.height_m), *_dose_problems(first.dose_bq)]
+    if first.weight_kg or not weightless:
+        problems += weight_problems(first.weight_kg, first.height_m)
+    problems += _dose_problems(first.dose_bq)
     if problems:
         raise InputError(problems)
-    assert first.weight_kg is not None and first.dose_bq is not None and half_life_s is not None
-    scale = 1000.0 * first.weight_kg / first.dose_bq
+    assert first.dose_bq is not None and half_life_s is not None
+    scale = 1000.0 * (first.weight_kg or 1.0) / first.dose_bq
     if first.decay_correction == "ADMIN":
         factors = tuple(scale * factor for factor in to_bqml)
         return SuvConversion(factors, f"{first.units}, decay corrected to the injection", 0.0, tuple(notes))

@@ -29,7 +29,7 @@ class DicomPair:
 def dicom_candidates(root: Path, tracer: Tracer) -> tuple[list[Candidate], Mapping[str, int]]:
     """The studies under a folder, those that cannot be used with their reasons, and the files of other kinds."""
     try:
-        found = find_studies(root, tracer=tracer)
+        found = find_studies(root, tracer=tracer, weightless=True)
     except InputError:  # no image is there
         return [], {}
     unusable = [_unusable(root, left) for left in found.left_out]

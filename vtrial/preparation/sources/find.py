@@ -28,6 +28,7 @@ from vtrial.preparation.sources.tables import (
     told_columns,
     told_header,
 )
+from vtrial.preparation.sources.weights import weighed
 from vtrial.records import InputError
 from vtrial.storage import expanded
 
@@ -50,6 +51,7 @@ def find_studies(source: str | Path, demographics: str | Path | None = None, *, 
     notes += [f"{j.strangers} rows of demographics are about no study here" for j in joined if j.strangers]
     if joined:
         candidates = [_with_people(i, candidate, joined, tracer) for i, candidate in enumerate(candidates)]
+    candidates = [weighed(candidate) for candidate in candidates]
     prints = [fingerprint(candidate.files) if not candidate.reasons else "" for candidate in candidates]
     twins = twins_of(prints, [candidate.files for candidate in candidates])
     patients = _patients(candidates, joined, twins)

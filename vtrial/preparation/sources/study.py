@@ -12,6 +12,7 @@ from vtrial.imaging.volume import Volume
 
 Kind = Literal["dicom", "pairs", "nnunet", "table"]
 Fact = str | float
+SUV_WEIGHT = "suv_weight_kg"  # the fact of a study whose SUV goes by a table's weight
 
 
 class Loader(Protocol):
