@@ -235,6 +235,25 @@ def test_recruit_writes_subjects(here: Path, capfd: pytest.CaptureFixture[str]) 
     assert "20 recruited" in out
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "recruit people.csv --out s3://bucket/subjects.csv",
+        "recruit people.csv --out S3:/bucket/subjects.csv",
+        "train stage.toml --data data --out gs://bucket/model",
+        "fidelity --keep s3://bucket/rows",
+        "fidelity --sheet file:///tmp/sheet.png",
+    ],
+)
+def test_what_is_written_here_alone_takes_no_url(here: Path, capfd: pytest.CaptureFixture[str], command: str) -> None:
+    before = sorted(here.rglob("*"))
+    *_, option, url = arguments = command.split()
+    code, out, err = vtrial_command(capfd, *arguments)
+    assert code == 2, err
+    assert option in err and f"{url} is a URL" in err and "give a path" in err
+    assert out == "" and sorted(here.rglob("*")) == before
+
+
 def tiny_model(folder: Path) -> Path:
     """An untrained cascade of the smallest size, as a model folder."""
     folder.mkdir()

@@ -87,6 +87,12 @@ def test_unknown_scheme_is_bad_input() -> None:
         open_folder("nosuchscheme://bucket/run")
 
 
+def test_a_protocol_for_reading_is_no_place_for_a_run(folder: LocalFolder | RemoteFolder) -> None:
+    assert folder.entries() == [], "a folder that can be written holds nothing of the trial"
+    with pytest.raises(InputError, match=r"http://localhost:1/run: cannot write there \(this protocol is for reading"):
+        open_folder("http://localhost:1/run").create()
+
+
 def test_a_file_in_place_of_the_folder_is_bad_input(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("a file")
     with pytest.raises(InputError, match="cannot write there"):

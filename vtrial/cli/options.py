@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
@@ -35,6 +37,15 @@ AddressOption = Annotated[str | None, typer.Option("--address", help="Ray cluste
 ExecutorOption = Annotated[Literal["ray", "local"], typer.Option("--executor", help="local: without Ray, one worker.")]
 MatchOption = Annotated[str | None, typer.Option("--match", help="Real cohort to match row by row, in place of SPEC.")]
 VerifyOption = Annotated[bool, typer.Option("--verify", help="Check the hashes of finished files before going on.")]
+
+
+def local_path(text: str) -> Path:
+    """The path in options that write on this machine alone; `Path` would take a URL for a folder `s3:`."""
+    if re.match(r"[a-zA-Z][\w+.-]+:/", text):
+        raise typer.BadParameter(
+            f"{text} is a URL, and this is written on this machine; give a path, and copy it there afterwards"
+        )
+    return Path(text)
 
 
 def executor_of(

@@ -23,6 +23,7 @@ from vtrial.cli.options import (
     WorkersOption,
     app,
     executor_of,
+    local_path,
 )
 from vtrial.console import Console
 
@@ -129,7 +130,7 @@ def recruit(
     spec: OptionalSpecArgument = None,
     n: NOption = None,
     seed: SeedOption = 0,
-    out: Annotated[Path | None, typer.Option("--out", help="CSV or Parquet file to write.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", parser=local_path, help="CSV or Parquet file to write.")] = None,
     match: MatchOption = None,
     as_json: JsonOption = False,
 ) -> None:

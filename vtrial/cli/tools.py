@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vtrial.cli.options import AddressOption, GpusOption, JsonOption, WorkersOption, app, executor_of
+from vtrial.cli.options import AddressOption, GpusOption, JsonOption, WorkersOption, app, executor_of, local_path
 from vtrial.console import FAILED, Console
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def models(as_json: JsonOption = False) -> None:
 def train(
     config: Annotated[Path, typer.Argument(help="TOML of one stage or of a segmenter; see configs/.")],
     data: Annotated[Path, typer.Option("--data", help="Training folder, or a cohort spec to render phantoms of.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder for `--model` or `--segmenter`.")],
+    out: Annotated[Path, typer.Option("--out", parser=local_path, help="Folder for `--model` or `--segmenter`.")],
     start_from: Annotated[str | None, typer.Option("--start-from", help="Begin with the weights of a model.")] = None,
     max_minutes: Annotated[float | None, typer.Option("--max-minutes", help="Train for this long.")] = None,
     ema: Annotated[
@@ -121,9 +121,13 @@ def fidelity(
     each_sex: Annotated[int, typer.Option("--each-sex", min=3, help="Women, and men.")] = 200,
     spec: Annotated[str, typer.Option("--spec", help="Cohort of the held-out phantoms.")] = "autopet-test",
     seed: Annotated[int, typer.Option("--seed", help="Seed of the phantoms; training used others.")] = 90_001,
-    keep: Annotated[Path | None, typer.Option("--keep", help="Folder of measured rows, to go on from.")] = None,
+    keep: Annotated[
+        Path | None, typer.Option("--keep", parser=local_path, help="Folder of measured rows, to go on from.")
+    ] = None,
     write: Annotated[bool, typer.Option("--write", help="Put the table into the model's card.")] = False,
-    sheet: Annotated[Path | None, typer.Option("--sheet", help="PNG of phantoms beside twins to draw.")] = None,
+    sheet: Annotated[
+        Path | None, typer.Option("--sheet", parser=local_path, help="PNG of phantoms beside twins to draw.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure a model's twins against held-out phantoms with the same demographics.

@@ -55,10 +55,14 @@ class RemoteFolder:
 
     def create(self) -> None:
         """Make the folder; InputError if that cannot be or nothing can be written there."""
+        system, probe = self._opened[0], f".{uuid.uuid4().hex[:8]}{PART}"
         try:
-            self._opened[0].create_dir(self._path(""), recursive=True)
-        except OSError as error:
-            raise InputError(f"{self.location}: cannot write there ({error}); check the URL and your rights") from None
+            system.create_dir(self._path(""), recursive=True)
+            self.write(probe, b"")
+            system.delete_file(self._path(probe))
+        except (OSError, NotImplementedError, ValueError) as error:
+            reason = str(error) or "this protocol is for reading"  # http's NotImplementedError has no words
+            raise InputError(f"{self.location}: cannot write there ({reason}); check the URL and your rights") from None
 
     def _list(self, name: str, *, recursive: bool) -> dict[str, int]:
         """Names under here and sizes of what is under the folder `name`; -1 for folders."""
