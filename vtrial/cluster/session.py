@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import socket
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 from vtrial.execution import CannotGoOn, cpu_count, end_on_sigterm
 from vtrial.memory import ONE_ARENA
@@ -25,6 +28,7 @@ __all__ = ["RayError", "connect", "ray"]
 
 ray: Any = _ray  # typed in part only
 
+ANSWER_S = 10.0  # Ray itself waits for minutes where nobody listens
 OBJECT_STORE_BYTES = 128 * 2**20  # rows only; Ray's default is 30 % of the memory
 
 
@@ -36,6 +40,7 @@ def connect(address: str | None, cores_wanted: int, say: Callable[[str], None]) 
     # Ray prints a paragraph on stdout for every death of a worker, which we tell in a line.
     if hasattr(ray._private.worker, "print_to_stdstream"):
         ray._private.worker.print_to_stdstream = lambda *unused, **unused_too: None
+    origin = "--address" if address else "RAY_ADDRESS"
     address = address or os.environ.get("RAY_ADDRESS")
     options: dict[str, Any] = {
         "log_to_driver": False,
@@ -45,17 +50,38 @@ def connect(address: str | None, cores_wanted: int, say: Callable[[str], None]) 
     if address:
         say(f"Joining the Ray cluster at {address}")
         try:
-            ray.init(address=address, **options)
-        except (ConnectionError, RayError, RuntimeError, ValueError) as error:
-            raise InputError(f"--address {address}: no Ray cluster answers there ({error})") from None
-        end_on_sigterm()  # Ray's own handler prints a trace of C++ and aborts
+            _knock(address)
+            _init(address=address, **options)
+        except (OSError, RayError, RuntimeError, ValueError) as error:
+            raise InputError(
+                f"{origin} {address}: no Ray cluster answers there ({error}); give host:port of its head, or leave "
+                f"{origin} out to start Ray here"
+            ) from None
         return False
     say(f"Starting Ray on this machine with {cpu_count()} CPU cores (a few seconds)")
     cores = max(cpu_count(), cores_wanted)
     try:
-        ray.init(num_cpus=cores, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **options)
+        _init(num_cpus=cores, include_dashboard=False, object_store_memory=OBJECT_STORE_BYTES, **options)
     except Exception as error:  # of any kind: a node that is too slow to start raises no subclass
         ray.shutdown()
         raise CannotGoOn(f"Ray does not start here ({error}); see `vtrial doctor`, or give --executor local") from None
-    end_on_sigterm()  # Ray's own handler prints a trace of C++ and aborts
     return True
+
+
+def _knock(address: str) -> None:
+    """OSError or ValueError if nobody listens at host:port or ray://host:port; other addresses are left to Ray."""
+    place = urlsplit(address if "://" in address else f"//{address}")
+    if place.scheme in ("", "ray") and place.port is not None:
+        socket.create_connection((place.hostname, place.port), timeout=ANSWER_S).close()
+
+
+def _init(**options: Any) -> None:
+    """`ray.init`, during which and after which SIGTERM is an interrupt: Ray's own handlers exit with 15 or abort."""
+    try:
+        ray.init(**options)
+    except SystemExit as end:
+        if end.code != signal.SIGTERM:
+            raise
+        raise KeyboardInterrupt from None
+    finally:
+        end_on_sigterm()
