@@ -140,6 +140,12 @@ class NoiseConfig(BaseModel):
     sigma_min: PositiveFloat = 0.002
     sigma_max: PositiveFloat = 80.0
 
+    @model_validator(mode="after")
+    def _ordered(self) -> NoiseConfig:
+        if self.sigma_min >= self.sigma_max:
+            raise ValueError(f"sigma_min ({self.sigma_min:g}) must be below sigma_max ({self.sigma_max:g})")
+        return self
+
     def draw(self, count: int, generator: torch.Generator) -> Tensor:
         """`count` noise levels, stratified (one in each of `count` equal parts) so that batches are alike."""
         device = generator.device

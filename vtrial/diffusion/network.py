@@ -32,7 +32,7 @@ class NetworkConfig(BaseModel):
 
     layout: Literal["edm2", "light"] = "light"
     patch: Literal[1, 2, 4] = 1
-    channels: tuple[Positive, ...] = (64, 128, 192, 256)
+    channels: Annotated[tuple[Positive, ...], Field(min_length=1)] = (64, 128, 192, 256)
     blocks: tuple[Positive, ...] = (3, 3, 3, 3)
     merge: Literal["concat", "sum"] = "concat"
     edge_kernel: Literal[1, 3] = 3
@@ -63,6 +63,9 @@ class NetworkConfig(BaseModel):
             raise ValueError("channels and blocks need the same number of levels")
         if len(self.condition_center) != len(self.condition_scale):
             raise ValueError("condition_center and condition_scale need the same length")
+        last, head = self.channels[-1], self.attention_head_channels
+        if head and last % max(1, last // head):
+            raise ValueError(f"the last of channels ({last}) must be a multiple of attention_head_channels ({head})")
         return self
 
     @property

@@ -21,7 +21,8 @@ from vtrial.diffusion.conditions import PHASE, coordinates, upsample
 from vtrial.diffusion.denoiser import Scaling, StageConfig
 from vtrial.diffusion.network import Conditions
 from vtrial.geometry import FACTOR
-from vtrial.training.config import TrainingConfig
+from vtrial.records import InputError
+from vtrial.training.config import TrainingConfig, times
 from vtrial.training.data import Triple, Volume, VolumeSource, sample_low
 from vtrial.training.share import Share
 
@@ -81,7 +82,7 @@ def _global_batch(config: TrainingConfig, source: VolumeSource, step: int, which
         rng = _rng(config, step, _EXAMPLE, i)
         low, phase, who = source.draw_low(rng, epoch)
         whole: Triple = (low.shape[1], low.shape[2], low.shape[3])
-        shape = whole if config.sees_whole(step) else config.data.patch_shape
+        shape = whole if config.sees_whole(step) else _patch_shape(config, whole)
         x, y, z = _origin(rng, whole, shape, config.network.patch)
         parts.append(low[:, x : x + shape[0], y : y + shape[1], z : z + shape[2]])
         vectors.append(stage.vector(who, phase))
@@ -95,12 +96,12 @@ def _patch_batch(config: TrainingConfig, source: VolumeSource, step: int, which:
     residuals, upsampled, vectors, origins = [], [], [], []
     stage = config.stage_config(Scaling(), Scaling())
     align = max(FACTOR, config.network.patch)
-    shape = config.data.patch_shape
     drawn = -1
     for i in which:
         if i // config.data.patches_per_volume != drawn:
             drawn = i // config.data.patches_per_volume
             volume = source.draw(_rng(config, step, _VOLUME, drawn), epoch)
+            shape = _patch_shape(config, volume.shape)
             sharp = sharpness(sample_low(volume, PHASE)[1]) if config.data.peak_share else None
         rng = _rng(config, step, _EXAMPLE, i)
         if sharp is not None and rng.random() < config.data.peak_share:
@@ -117,6 +118,17 @@ def _patch_batch(config: TrainingConfig, source: VolumeSource, step: int, which:
         origins.append((x, y, z))
     vector = torch.tensor(vectors, device=source.device)
     return Batch(torch.stack(residuals), vector, torch.stack(upsampled), tuple(origins), volume.shape)
+
+
+def _patch_shape(config: TrainingConfig, whole: Triple) -> Triple:
+    """Sides of the patches to cut; InputError if a volume is smaller."""
+    shape = config.data.patch_shape
+    if any(s > n for s, n in zip(shape, whole, strict=True)):
+        raise InputError(
+            f"data.patch_shape: patches of {times(shape)} voxels do not fit into a volume of {times(whole)}; choose "
+            "smaller ones in the configuration, or other --data"
+        )
+    return shape
 
 
 def patch_pair(volume: Volume, origin: Triple, shape: Triple) -> tuple[Tensor, Tensor, Triple]:

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from vtrial.diffusion.denoiser import Fraction, LowNoise, NoiseConfig, Objective, Scaling, StageConfig, StageName
 from vtrial.diffusion.network import NetworkConfig
 from vtrial.diffusion.sampler import SamplerConfig
-from vtrial.geometry import FACTOR
+from vtrial.geometry import FACTOR, LOW_SHAPE, SHAPE
 from vtrial.precision import Precision
 from vtrial.records import InputError
 
@@ -108,12 +108,12 @@ class TrainingConfig(BaseModel):
     uptake_power: Annotated[float, Field(ge=1.0)] = 2.0
     optimizer: OptimizerConfig = OptimizerConfig()
     data: DataConfig = DataConfig()
-    ema: tuple[Annotated[float, Field(gt=0.0, lt=0.28)], ...] = (0.05, 0.10)
+    ema: Annotated[tuple[Annotated[float, Field(gt=0.0, lt=0.28)], ...], Field(min_length=1)] = (0.05, 0.10)
     batch: Positive = 4
     microbatch: Positive | None = None
     """Examples in memory at once; the batch is accumulated from such parts. The whole batch when absent."""
     steps: Positive
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0, le=10**12)] = 0  # with the step it makes numbers of 64 bits
     precision: Precision = "bfloat16"
     """float32 on machines without kernels for bfloat16 (`vtrial.precision`)."""
     checkpoint_steps: Positive = 250
@@ -126,9 +126,21 @@ class TrainingConfig(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> TrainingConfig:
         self.stage_config(Scaling(), Scaling())
-        divisor = self.network.divisor
+        divisor, shape = self.network.divisor, SHAPE if self.stage == "super-resolution" else LOW_SHAPE
+        if any(n % divisor for n in shape):
+            raise ValueError(
+                f"network: patch and the number of channels make it need sides that are multiples of {divisor} voxels, "
+                f"which {times(shape)} are not; take fewer levels of channels and blocks, or a smaller patch"
+            )
         if self.stage != "global" and any(n % max(divisor, FACTOR) for n in self.data.patch_shape):
-            raise ValueError(f"patch_shape must be multiples of {max(divisor, FACTOR)} for this network")
+            raise ValueError(f"data.patch_shape must be multiples of {max(divisor, FACTOR)} for this network")
+        if self.stage != "global" and any(n > most for n, most in zip(self.data.patch_shape, shape, strict=True)):
+            raise ValueError(
+                f"data.patch_shape ({times(self.data.patch_shape)}) is larger than the volumes of {times(shape)}; "
+                "choose a smaller one"
+            )
+        if self.stage == "global-detail" and self.noise.sigma_min >= self.noise.sigma_max / 2.0:
+            raise ValueError("noise: sigma_min must be below half of sigma_max, from which an expert is sampled")
         if self.batch % (self.microbatch or self.batch):
             raise ValueError("batch must be a multiple of microbatch")
         return self
@@ -160,6 +172,11 @@ class TrainingConfig(BaseModel):
             low_noise=self.low_noise,
             band_sd=band_sd,
         )
+
+
+def times(shape: tuple[int, ...]) -> str:
+    """Sides of a volume as people write them: 56×56×96."""
+    return "×".join(map(str, shape))
 
 
 def read_config(path: str | Path) -> TrainingConfig:
