@@ -7,13 +7,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 import pandas as pd
 import torch
 from numpy.typing import NDArray
-from pydantic import TypeAdapter
 from torch import Tensor
 
 from vtrial.diffusion.conditions import Demographics
@@ -22,11 +21,10 @@ from vtrial.geometry import FACTOR
 from vtrial.imaging.codec import encode_ct, encode_suv
 from vtrial.memory import total_memory_bytes
 from vtrial.records import InputError, Support
-from vtrial.runs import MANIFEST
+from vtrial.training.files import COLUMNS, fact, low_phases, low_volumes, manifest_part, read_pair, read_subjects
 
 Triple = tuple[int, int, int]
 PHASES: tuple[Triple, ...] = tuple((x, y, z) for x in range(FACTOR) for y in range(FACTOR) for z in range(FACTOR))
-COLUMNS = ("subject_id", "sex", "age_years", "height_cm", "weight_kg")
 
 
 class Volume(Protocol):
@@ -94,13 +92,12 @@ class StoredVolume:
     @property
     def shape(self) -> Triple:
         """Voxels along x, y, z."""
-        x, y, z = np.load(self.ct_file, mmap_mode="r").shape
+        x, y, z = read_pair(self.ct_file, self.suv_file, lazily=True)[0].shape
         return x, y, z
 
     def read(self, where: tuple[slice, slice, slice]) -> Tensor:
         """A part of it, encoded to model space."""
-        ct = np.load(self.ct_file, mmap_mode="r")[where]
-        suv = np.load(self.suv_file, mmap_mode="r")[where]
+        ct, suv = (volume[where] for volume in read_pair(self.ct_file, self.suv_file, lazily=True))
         return torch.stack(
             [encode_ct(torch.from_numpy(np.array(ct))), encode_suv(torch.from_numpy(np.array(suv, dtype=np.float32)))]
         )
@@ -151,13 +148,13 @@ class StoredVolumes:
     @staticmethod
     def has(folder: Path, split: str) -> bool:
         """Whether the training set in `folder` has people in a split."""
-        table = _read_subjects(folder / "subjects.parquet")
+        table = read_subjects(folder / "subjects.parquet")
         return "split" in table.columns and split in set(table["split"])
 
     def __post_init__(self) -> None:
         self.folder = Path(self.folder)
         path = self.folder / "subjects.parquet"
-        table = trained_on(_read_subjects(path), self.split)
+        table = trained_on(read_subjects(path), self.split)
         if table.empty:
             raise InputError(f"{path}: nobody in the split {self.split}")
         self.ids = [str(v) for v in table["subject_id"]]
@@ -175,8 +172,22 @@ class StoredVolumes:
     @property
     def support(self) -> Support:
         """Of the population that phantoms were drawn from, as their manifest tells; else what the table covers."""
-        known = _manifest(self.folder, "facts").get("support")
-        return TypeAdapter(Support).validate_python(known) if known else Support.of(self.demographics)
+        return fact(self.folder, "support", Support) or Support.of(self.demographics)
+
+    def check(self) -> None:
+        """InputError with every file that is torn or no volume; of volumes the beginnings are read."""
+        problems: list[str] = []
+        for name in self.ids:
+            low, (ct, suv) = self._low_file(name), self._files(name)
+            try:
+                if low.exists():
+                    low_phases(low)
+                if ct.exists() and suv.exists():
+                    read_pair(ct, suv, lazily=True)
+            except InputError as error:
+                problems += error.problems
+        if problems:
+            raise InputError(problems)
 
     @property
     def has_whole(self) -> bool:
@@ -220,7 +231,7 @@ class StoredVolumes:
         rng = np.random.default_rng([self.seed, i, epoch])
         file = self._low_file(self.ids[i])
         if file.exists():
-            known = _stored_phases(file)
+            known = low_phases(file)
             return [known[k] for k in rng.permutation(len(known))[: self.phases]]
         return [PHASES[k] for k in rng.choice(len(PHASES), size=min(self.phases, len(PHASES)), replace=False)]
 
@@ -228,13 +239,9 @@ class StoredVolumes:
         """Subvolumes (n, 2, x/4, y/4, z/4) of a subject."""
         file = self._low_file(self.ids[i])
         if file.exists():
-            known = _stored_phases(file)
-            with np.load(file) as stored:
-                volumes: NDArray[np.float16] = stored["volumes"][[known.index(phase) for phase in phases]]
-            return volumes
+            return low_volumes(file, phases)
         # of several one pass over each file, then strided cuts in memory
-        mode: Literal["r"] | None = "r" if len(phases) == 1 else None
-        ct, suv = (np.load(name, mmap_mode=mode) for name in self._files(self.ids[i]))
+        ct, suv = read_pair(*self._files(self.ids[i]), lazily=len(phases) == 1)
         out = np.empty((len(phases), 2, *(n // FACTOR for n in ct.shape)), dtype=np.float16)
         for k, (x, y, z) in enumerate(phases):
             part = (slice(x, None, FACTOR), slice(y, None, FACTOR), slice(z, None, FACTOR))
@@ -261,21 +268,6 @@ def _float32(volume: NDArray[np.float16]) -> Tensor:
     return torch.from_numpy(volume.astype(np.float32))
 
 
-def _stored_phases(file: Path) -> list[Triple]:
-    with np.load(file) as stored:
-        return [(int(x), int(y), int(z)) for x, y, z in stored["phases"]]
-
-
-def _read_subjects(path: Path) -> pd.DataFrame:
-    if not path.exists():
-        raise InputError(f"{path}: not found; a training set is a folder with subjects.parquet, ct/ and suv/")
-    table = pd.read_parquet(path)
-    missing = [c for c in COLUMNS if c not in table.columns]
-    if missing or table.empty:
-        raise InputError(f"{path}: " + (f"columns missing: {', '.join(missing)}" if missing else "no subjects"))
-    return table
-
-
 def trained_on(table: pd.DataFrame, split: str = "train") -> pd.DataFrame:
     """The subjects of a training set that training sees: those in the split "train", or all where nothing is split."""
     return table[table["split"] == split] if "split" in table.columns else table
@@ -289,20 +281,12 @@ def data_sha256(data: Path) -> str:
     """
     if data.is_file():
         return hashlib.sha256(data.read_bytes()).hexdigest()
-    table = _read_subjects(data / "subjects.parquet")
+    table = read_subjects(data / "subjects.parquet")
     columns = [name for name in (*COLUMNS, "split", "fingerprint") if name in table.columns]
     people = table[columns].sort_values("subject_id").to_csv(index=False, lineterminator="\n")
-    return hashlib.sha256((json.dumps(_manifest(data, "identity"), sort_keys=True) + people).encode()).hexdigest()
-
-
-def _manifest(folder: Path, part: str) -> dict[str, Any]:
-    """A part of the manifest of a training set; nothing where there is none."""
-    manifest = folder / MANIFEST
-    found: dict[str, Any] = json.loads(manifest.read_text())[part] if manifest.is_file() else {}
-    return found
+    return hashlib.sha256((json.dumps(manifest_part(data, "identity"), sort_keys=True) + people).encode()).hexdigest()
 
 
 def read_extent(data: Path) -> ExtentFit | None:
     """How the field of view goes with height in a training set of real scans; None where that is not told."""
-    known = _manifest(data, "facts").get("extent") if data.is_dir() else None
-    return None if known is None else ExtentFit.model_validate(known)
+    return fact(data, "extent", ExtentFit) if data.is_dir() else None

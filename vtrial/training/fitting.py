@@ -54,11 +54,15 @@ class Job:
         """InputError for data that cannot be read, a model that cannot be started from, or an `out` that holds a run
         with another configuration or on other data: workers would find out one after the other. `tell` hears what there
         is not."""
-        open_source(self.data, self.config, torch.device("cpu"))
+        source = open_source(self.data, self.config, torch.device("cpu"))
+        apart = held_out(self.data, self.config) if self.config.watch.validate_steps else None
+        for stored in (source, apart):
+            if isinstance(stored, StoredVolumes):
+                stored.check()
         check_run(self.out, self.config, data_sha256(self.data))
         if self.start_from is not None:
             stage_to_start_from(self.config, self.start_from)
-        if self.config.watch.validate_steps and held_out(self.data, self.config) is None:
+        if self.config.watch.validate_steps and apart is None:
             tell({"validation": f"none: {self.data.name} has nobody in a split validation"})
 
     def run(
