@@ -287,6 +287,21 @@ def test_one_training_at_a_time_works_in_a_folder(data: Path, tmp_path: Path) ->
     assert read_checkpoint(tmp_path / "run" / "checkpoint.pt")["step"] == 2
 
 
+def test_what_a_killed_training_left_is_swept(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    left = [run / ".checkpoint.pt.0123abcd.part", run / "checkpoints" / ".00000250.part"]
+    for part in left:
+        part.write_bytes(b"torn")
+    (run / "checkpoint.pt").write_bytes(b"whole")
+    with held(run):
+        assert not any(part.exists() for part in left) and (run / "checkpoint.pt").read_bytes() == b"whole"
+        left[0].write_bytes(b"at work")
+        with pytest.raises(InputError, match="another vtrial"), held(run):
+            pass
+        assert left[0].exists(), "who does not hold the folder sweeps nothing"
+
+
 @contextmanager
 def small_files(most: int) -> Iterator[None]:
     """As if the disk were full: files take so many bytes."""
