@@ -13,6 +13,7 @@ import torch
 from engine import PEOPLE, LoadFake, fake_plan
 
 import vtrial.pipeline
+from tests.blobs import write_blobs
 from vtrial.cli import app, main
 from vtrial.diffusion.conditions import Demographics
 from vtrial.diffusion.denoiser import Denoiser, StageConfig, StageName
@@ -106,6 +107,9 @@ def test_bad_specs(here: Path, capfd: pytest.CaptureFixture[str], case: str) -> 
         (["people.csv", "--workers", "0"], "--workers 0"),
         (["people.csv", "--gpus-per-worker", "-1"], "--gpus-per-worker -1"),
         (["people.csv", "--gpus-per-worker", "1.5"], "--gpus-per-worker 1.5"),
+        (["people.csv", "--gpus-per-worker", "nan"], "--gpus-per-worker nan"),
+        (["people.csv", "--gpus-per-worker", "inf"], "--gpus-per-worker inf"),
+        (["people.csv", "--n", "1000000000000"], "n is 1000000000000, .* at most 100000000 subjects"),
         (["people.csv", "--match", "people.csv"], "leave out one"),
         (["people.csv", "--out", "a" * 300], "too long"),
         (["people.csv", "--executor", "local", "--workers", "2"], "--executor local"),
@@ -252,6 +256,45 @@ def test_what_is_written_here_alone_takes_no_url(here: Path, capfd: pytest.Captu
     assert code == 2, err
     assert option in err and f"{url} is a URL" in err and "give a path" in err
     assert out == "" and sorted(here.rglob("*")) == before
+
+
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+@pytest.mark.parametrize(
+    "option",
+    [
+        "--workers -2",
+        "--workers 0",
+        "--gpus-per-worker nan",
+        "--gpus-per-worker -1",
+        "--max-minutes -3",
+        "--max-minutes 0",
+        "--max-minutes nan",
+        "--max-minutes inf",
+        "--executor local --workers 2",
+    ],
+)
+def test_numbers_of_a_training_that_make_no_sense(
+    here: Path, capfd: pytest.CaptureFixture[str], repository: Path, option: str, dry: list[str]
+) -> None:
+    write_blobs(here / "data", 3)
+    config = str(repository / "configs/smoke-global.toml")
+    command = ["train", config, "--data", "data", "--out", "m", *option.split(), *dry]
+    code, out, err = vtrial_command(capfd, *command)
+    assert code == 2, err
+    assert option.removesuffix(" --workers 2") in err
+    assert out == "" and not (here / "m").exists()
+
+
+def test_a_dry_run_looks_for_the_model_to_start_from(
+    here: Path, capfd: pytest.CaptureFixture[str], repository: Path
+) -> None:
+    write_blobs(here / "data", 3)
+    config = str(repository / "configs/smoke-global.toml")
+    command = ["train", config, "--data", "data", "--out", "m", "--dry-run", "--start-from"]
+    for model, telling in (("nosuchmodel", "nosuchmodel"), (str(tiny_model(here / "tiny")), "has another network")):
+        code, out, err = vtrial_command(capfd, *command, model)
+        assert code == 2, err
+        assert telling in err and out == ""
 
 
 def tiny_model(folder: Path) -> Path:

@@ -57,23 +57,7 @@ def executor_of(
     address: str | None,
 ) -> Executor:
     """The executor that the options ask for; InputError names every option that makes no sense."""
-    from vtrial.records import InputError
-
-    wrong = [
-        f"{option} {value:g}: must be {least:g} or more"
-        for option, value, least in (
-            ("--workers", workers, 1),
-            ("--threads-per-worker", threads, 1),
-            ("--gpus-per-worker", gpus_per_worker, 0),
-        )
-        if value is not None and value < least
-    ]
-    if gpus_per_worker is not None and gpus_per_worker > 1 and gpus_per_worker % 1:
-        wrong.append(f"--gpus-per-worker {gpus_per_worker:g}: above 1 it must be a whole number")
-    if name == "local" and (address is not None or (workers or 1) > 1):
-        wrong.append("--executor local has one worker in this process; leave out --workers and --address")
-    if wrong:
-        raise InputError(wrong)
+    check_machines(name, workers, threads, gpus_per_worker, address)
     if name == "local":
         import torch
 
@@ -84,3 +68,26 @@ def executor_of(
     from vtrial.cluster import RayExecutor
 
     return RayExecutor(workers, threads, gpus_per_worker, address, console.say)
+
+
+def check_machines(
+    name: str | None, workers: int | None, threads: int | None, gpus_per_worker: float | None, address: str | None
+) -> None:
+    """InputError that names every option of machines that makes no sense; without a `name` any executor will do."""
+    from vtrial.records import InputError
+
+    wrong = [
+        f"{option} {value:g}: must be {least:g} or more"
+        for option, value, least in (
+            ("--workers", workers, 1),
+            ("--threads-per-worker", threads, 1),
+            ("--gpus-per-worker", gpus_per_worker, 0),
+        )
+        if value is not None and not value >= least
+    ]
+    if gpus_per_worker is not None and gpus_per_worker > 1 and gpus_per_worker % 1:
+        wrong.append(f"--gpus-per-worker {gpus_per_worker:g}: above 1 it must be a whole number")
+    if name == "local" and (address is not None or (workers or 1) > 1):
+        wrong.append("--executor local has one worker in this process; leave out --workers and --address")
+    if wrong:
+        raise InputError(wrong)

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from vtrial.cli.options import AddressOption, GpusOption, JsonOption, WorkersOption, app, executor_of, local_path
+from vtrial.cli.options import (
+    AddressOption,
+    GpusOption,
+    JsonOption,
+    WorkersOption,
+    app,
+    check_machines,
+    executor_of,
+    local_path,
+)
 from vtrial.console import FAILED, Console
 
 if TYPE_CHECKING:
@@ -64,14 +74,24 @@ def train(
     console = Console(as_json=as_json)
     with console.guard():
         from vtrial import pipeline
+        from vtrial.records import InputError
 
+        check_machines(executor, workers, None, gpus_per_worker, address)
+        if max_minutes is not None and not 0.0 < max_minutes < math.inf:
+            raise InputError(
+                f"--max-minutes {max_minutes:g}: must be above 0 and finite; leave it out to train to the end"
+            )
         if dry_run:
             import torch
 
             from vtrial.pipeline.training import foresee
+            from vtrial.training.checkpoint import stage_to_start_from
 
             device = torch.device("cpu") if gpus_per_worker == 0 else None
-            console.result(*_foreseen(*foresee(config, data, out, workers or 1, device), workers or 1))
+            settings, found = foresee(config, data, out, workers or 1, device)
+            if start_from is not None:
+                stage_to_start_from(settings, start_from)
+            console.result(*_foreseen(settings, found, workers or 1))
             return
 
         def tell(line: dict[str, object]) -> None:

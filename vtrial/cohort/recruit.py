@@ -16,6 +16,7 @@ from vtrial.randomness import Purpose, subject_rng
 from vtrial.records import InputError, Subject
 
 MAX_SEED = 2**64  # what a column of a table can hold
+MAX_SUBJECTS = 10**8  # 60 GB: all of a cohort are held in memory
 MAX_DRAWS = 1000  # of one subject, until the joint limits of its stratum hold
 _ROUNDS = 8  # of fitting behind joint limits
 _ROUNDING_SLACK = 1e-9
@@ -35,6 +36,8 @@ def recruit(spec: CohortSpec, n: int | None, seed: int) -> list[Subject]:
         raise InputError(f"seed {seed} is not from 0 to {MAX_SEED - 1}; give a whole number in between")
     if n is not None and n < 1:
         raise InputError(f"n is {n}, and nobody would be recruited; give 1 or more")
+    if n is not None and n > MAX_SUBJECTS:
+        raise InputError(f"n is {n}, and memory holds at most {MAX_SUBJECTS} subjects; give fewer")
     if isinstance(spec, StrataSpec):
         if n is None:
             raise InputError(f"{spec.path}: a spec of strata does not say how many subjects; give n (--n 100)")
