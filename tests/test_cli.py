@@ -403,6 +403,20 @@ def test_a_fresh_stage_is_sampled_over_the_noise_it_was_trained_on(
     assert exported["global-detail"].sigma_max == 4.0
 
 
+def test_a_model_trained_where_one_stands_is_called_as_that_folder(
+    repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names: list[str] = []
+    monkeypatch.setattr(
+        vtrial.pipeline.training, "export_model", lambda *unused, name, **unused_too: names.append(name)
+    )
+    (tmp_path / "mine").mkdir()
+    monkeypatch.chdir(tmp_path / "mine")
+    config = repository / "configs/smoke-global.toml"
+    vtrial.pipeline.train(config, tmp_path, Path(), lambda line: None, trainer=lambda job, progress: None)
+    assert names == ["mine"]
+
+
 def test_samplers_and_tiles_can_be_chosen(
     here: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

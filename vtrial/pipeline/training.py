@@ -129,7 +129,7 @@ def _export(settings: TrainingConfig, data: Path, extent: ExtentFit | None, out:
         out,
         runs,
         _samplers(settings, known, [*runs, *kept_stages(out, known, runs)]),
-        name=out.name,
+        name=out.absolute().name,
         ema=lengths if ema is None else {**lengths, settings.stage: ema},
         known=known,
         data=text,
