@@ -211,7 +211,7 @@ def test_a_header_that_nobody_foresaw_does_not_stop_the_others(tmp_path: Path, m
         write_study(tmp_path / "absurd", study=2, pet=setting(ActualFrameDuration="-99999999999", DecayFactor="1.2"))
     assert len(find_studies(tmp_path).studies) == 2  # a duration that cannot be is missing
 
-    def judged(label: str, stack: object, tracer: object) -> None:
+    def judged(*unused: object) -> None:
         raise OverflowError(f"{PATIENT} is too large")
 
     monkeypatch.setattr("vtrial.imaging.dicom.pairing._judged", judged)
