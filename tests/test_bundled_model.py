@@ -1,4 +1,4 @@
-"""The model that comes with the package: whole, small enough, honest about itself, and making people."""
+"""The models that come with the package: whole, small enough, honest about itself, and making people."""
 
 from __future__ import annotations
 
@@ -19,17 +19,27 @@ from vtrial.fidelity import measure_body
 from vtrial.geometry import LOW_SHAPE, SHAPE, spacing_mm
 from vtrial.imaging.codec import decode_ct, decode_suv
 
-NAME = "phantom-v1"
+NAME, FLOW = "phantom-v1", "phantom-v1-flow"
 MAN, WOMAN = Demographics("M", 58.0, 180.0, 95.0), Demographics("F", 59.0, 162.0, 58.0)
 
 
-def test_the_card_says_what_the_model_is() -> None:
-    card = verify_model(NAME)
+@pytest.mark.parametrize(("name", "objective"), [(NAME, "diffusion"), (FLOW, "flow")])
+def test_the_card_says_what_the_model_is(name: str, objective: str) -> None:
+    card = verify_model(name)
+    assert card.name == name and card.support == verify_model(NAME).support
     assert "phantom" in card.data and "patients" in card.description
     assert card.hardware and card.license == "Apache-2.0"
     for stage in card.stages.values():
         assert stage.steps > 0 and stage.seconds > 0 and stage.loss
-        assert (model_folder(NAME) / stage.file).stat().st_size <= 16 * 2**20
+        assert stage.config.objective == objective
+        assert (model_folder(name) / stage.file).stat().st_size <= 16 * 2**20
+
+
+def test_all_weights_together_stay_small() -> None:
+    files = ("global", "global_detail", "super_resolution")
+    assert {p.stem for name in (NAME, FLOW) for p in model_folder(name).glob("*.safetensors")} == set(files)
+    found = model_folder(NAME).parent.parent.rglob("*.safetensors")
+    assert sum(path.stat().st_size for path in found) <= 40 * 10**6
 
 
 @pytest.mark.parametrize("cohort", sorted(set(shipped_cohorts()) - {"phantom-training"}))
@@ -38,8 +48,9 @@ def test_it_knows_everybody_in_the_shipped_cohorts(cohort: str) -> None:
     assert check_support(recruit(read_spec(find_spec(cohort)), 3000, 1), support) == []
 
 
-def test_stage_one_makes_different_people_of_the_right_size() -> None:
-    cascade = load_cascade(NAME)
+@pytest.mark.parametrize("name", [NAME, FLOW])
+def test_stage_one_makes_different_people_of_the_right_size(name: str) -> None:
+    cascade = load_cascade(name)
     sampler = CascadeSampler.of(cascade.card).with_options(steps_global=16).low
     torch.set_num_threads(2)
     people = [MAN, WOMAN]
