@@ -78,3 +78,11 @@ def test_a_torn_report_is_made_again(run: Path, capfd: Capture, spoilt: str) -> 
     assert code == 0 and json.loads(numbers.read_text())["cells"] == whole["cells"], err
     assert "nothing was left" in vtrial_command(capfd, *REPORT)[1]
     shutil.rmtree(run / "validation")
+
+
+def test_a_project_that_moved_has_its_report_where_it_was(run: Path, capfd: Capture) -> None:  # noqa: F811
+    asked = ("--settings", "quick.toml", "--real")
+    assert vtrial_command(capfd, "report", str(run), *asked, "runs/others")[0] == 0
+    shutil.move("runs", "moved")
+    assert vtrial_command(capfd, "report", "moved/twins", *asked, "moved/others")[0] == 0
+    assert [path.name for path in Path("moved/twins/validation").iterdir()] == ["others"]

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -66,7 +68,7 @@ def judge(
     synthetic = twins.cohort(settings)
     references = _references(parties, settings, synthetic.name)
     reference = references[0]
-    folder, source = twins.scans.folder, reference.location or reference.source or reference.name
+    folder, source = twins.scans.folder, _origin(parties)
     under = _place_for(folder, reference.name, source)
     key = _key(synthetic, references, settings, [by, paired, parties.training and parties.training.digest])
     document = _document(folder, under, key)
@@ -95,6 +97,14 @@ def judge(
         except OSError as error:
             raise CannotGoOn(f"{folder.location}: cannot write {under} ({error}); measurements are safe") from error
     return _verdict(document, folder, under, parties.sides, new=new)
+
+
+def _origin(parties: Parties) -> str:
+    """Where the reference is, seen from the run, so that both may be moved together; its name if it comes with us."""
+    real, run = parties.real, parties.twins.scans.folder.location
+    source = real.location or real.name if isinstance(real, Reference) else real.scans.source
+    local = Path(source).is_absolute() and "://" not in run
+    return os.path.relpath(source, run) if local else source
 
 
 def _place_for(folder: Folder, name: str, source: str) -> str:
