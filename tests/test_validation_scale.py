@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from vtrial.imaging import codec
 from vtrial.organs import GAS_OR_BONE
@@ -51,7 +52,9 @@ def phantoms() -> Cohort:
 
 
 def test_the_range_is_that_of_the_codec() -> None:
-    assert (codec.HU_MIN, codec.HU_MAX) == MODEL_HU and codec.SUV_MAX == MODEL_SUV
+    ends = torch.tensor([0.0, 1.0])
+    assert tuple(codec.decode_ct(ends).tolist()) == MODEL_HU
+    assert codec.decode_suv(ends).tolist() == pytest.approx([0.0, MODEL_SUV])
     assert AnalysisSettings().suv_ceiling == MODEL_SUV
     assert {"lungs", "lung_upper_lobe_left", "ribs", "rib_left_1", "hips", "vertebrae_L1", "stomach"} <= GAS_OR_BONE
     assert not {"liver", "heart", "urinary_bladder", "spinal_cord", "kidneys"} & GAS_OR_BONE

@@ -12,11 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vtrial.records import PetCt
+from vtrial.records import MODEL_HU, MODEL_SUV, PetCt
 
-HU_MIN, HU_MAX = -500.0, 500.0
-SUV_MAX = 25.0
-_LOG_SCALE = math.log(SUV_MAX + 1.0)
+HU_MIN, HU_MAX = MODEL_HU
+_LOG_SCALE = math.log(MODEL_SUV + 1.0)
 
 
 def encode_ct(ct_hu: Tensor) -> Tensor:
@@ -31,7 +30,7 @@ def decode_ct(ct: Tensor) -> Tensor:
 
 def encode_suv(suv: Tensor) -> Tensor:
     """SUV in g/ml of any shape and type to float32 in [0, 1]."""
-    return torch.log1p(suv.float().clamp(0.0, SUV_MAX)) / _LOG_SCALE
+    return torch.log1p(suv.float().clamp(0.0, MODEL_SUV)) / _LOG_SCALE
 
 
 def decode_suv(pet: Tensor) -> Tensor:
