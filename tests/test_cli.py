@@ -245,6 +245,7 @@ def test_recruit_writes_subjects(here: Path, capfd: pytest.CaptureFixture[str]) 
         "recruit people.csv --out s3://bucket/subjects.csv",
         "recruit people.csv --out S3:/bucket/subjects.csv",
         "train stage.toml --data data --out gs://bucket/model",
+        "prepare data --out set --key s3://bucket/key.csv",
         "fidelity --keep s3://bucket/rows",
         "fidelity --sheet file:///tmp/sheet.png",
     ],
@@ -295,6 +296,16 @@ def test_a_dry_run_looks_for_the_model_to_start_from(
         code, out, err = vtrial_command(capfd, *command, model)
         assert code == 2, err
         assert telling in err and out == ""
+
+
+def test_a_dry_run_checks_the_average_that_is_asked_for(
+    here: Path, capfd: pytest.CaptureFixture[str], repository: Path
+) -> None:
+    write_blobs(here / "data", 3)
+    config = str(repository / "configs/smoke-global.toml")
+    for more in ([], ["--dry-run"]):
+        code, out, err = vtrial_command(capfd, "train", config, "--data", "data", "--out", "m", "--ema", "0.07", *more)
+        assert code == 2 and "--ema 0.07" in err and out == "", err
 
 
 def tiny_model(folder: Path) -> Path:

@@ -17,6 +17,7 @@ from vtrial.cli.options import (
     WorkersOption,
     app,
     executor_of,
+    local_path,
 )
 from vtrial.cli.trial import FastestOption, FastOption, ForceOption, WeightsOption, choice_of
 from vtrial.console import FAILED, Console, failed_lines
@@ -49,7 +50,8 @@ def prepare(
     ] = "fdg",
     seed: Annotated[int, typer.Option("--seed", help="Of the split into training, validation and test.")] = 0,
     key: Annotated[
-        Path | None, typer.Option("--key", help="CSV of which subject is which study. It identifies people.")
+        Path | None,
+        typer.Option("--key", parser=local_path, help="CSV of which subject is which study. It identifies people."),
     ] = None,
     workers: WorkersOption = None,
     gpus_per_worker: GpusOption = None,

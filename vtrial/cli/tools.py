@@ -84,11 +84,12 @@ def train(
         if dry_run:
             import torch
 
-            from vtrial.pipeline.training import foresee
+            from vtrial.pipeline.training import check_average, foresee
             from vtrial.training.checkpoint import stage_to_start_from
 
             device = torch.device("cpu") if gpus_per_worker == 0 else None
             settings, found = foresee(config, data, out, workers or 1, device)
+            check_average(config, settings, ema)
             if start_from is not None:
                 stage_to_start_from(settings, start_from)
             console.result(*_foreseen(settings, found, workers or 1))

@@ -106,13 +106,18 @@ def fit_stage(
     settings = read_config(config)
     until = None if max_seconds is None else time.time() + max_seconds
     job = Job(settings, data.absolute(), _folder(out, settings.stage), start_from, until)
-    if ema is not None and ema not in settings.ema and not settings.watch.snapshot_steps:
-        tracked = ", ".join(f"{length:g}" for length in settings.ema)
-        raise InputError(f"--ema {ema:g}: {config} tracks {tracked}; choose one of these or set watch.snapshot_steps")
+    check_average(config, settings, ema)
     extent = read_extent(data)
     trainer(job, progress)
     with writing(out):
         return _export(settings, data, extent, out, ema)
+
+
+def check_average(config: Path, settings: TrainingConfig, ema: float | None) -> None:
+    """InputError for an averaging length that a training neither tracks nor can make of snapshots."""
+    if ema is not None and ema not in settings.ema and not settings.watch.snapshot_steps:
+        tracked = ", ".join(f"{length:g}" for length in settings.ema)
+        raise InputError(f"--ema {ema:g}: {config} tracks {tracked}; choose one of these or set watch.snapshot_steps")
 
 
 def _export(settings: TrainingConfig, data: Path, extent: ExtentFit | None, out: Path, ema: float | None) -> ModelCard:
