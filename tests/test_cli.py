@@ -268,7 +268,6 @@ def test_what_is_written_here_alone_takes_no_url(here: Path, capfd: pytest.Captu
         "--gpus-per-worker nan",
         "--gpus-per-worker -1",
         "--max-minutes -3",
-        "--max-minutes 0",
         "--max-minutes nan",
         "--max-minutes inf",
         "--executor local --workers 2",

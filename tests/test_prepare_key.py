@@ -46,12 +46,12 @@ def table(path: Path, *names: str) -> Path:
 
 
 def test_a_collection_of_unusable_dicom_says_why_and_who(tmp_path: Path, capfd: Capture) -> None:
-    write_study(tmp_path / "src" / NAME / "20190704", **person(PATIENT, PatientWeight=None))
+    write_study(tmp_path / "src" / NAME / "20190704", **person(PATIENT, PatientWeight=900))
     people, key = table(tmp_path / "people.csv", PATIENT), tmp_path / "key.csv"
     code, told = prepare(capfd, tmp_path / "src", "--out", tmp_path / "out", "--demographics", people, "--key", key)
     assert code == 2 and "none of 1 studies can be trained on; left_out.csv there says why" in told
     (left,) = pd.read_csv(tmp_path / "out" / "left_out.csv").itertuples()
-    assert "PatientWeight is missing" in left.reasons
+    assert "PatientWeight is 900 kg" in left.reasons
     (row,) = pd.read_csv(key).itertuples()
     assert (row.path, row.patient, row.study_uid) == (f"{NAME}/20190704", PATIENT, f"{ROOT_UID}.1")
     written = told + "".join(p.read_text() for p in (tmp_path / "out").rglob("*") if p.suffix in (".csv", ".json"))
@@ -61,7 +61,7 @@ def test_a_collection_of_unusable_dicom_says_why_and_who(tmp_path: Path, capfd: 
 
 def test_rows_about_unusable_studies_are_no_strangers(tmp_path: Path) -> None:
     source = tmp_path / "src"
-    write_study(source / NAME, **person("A", PatientWeight=None))
+    write_study(source / NAME, **person("A", PatientWeight=900))
     write_study(source / "sound", study=2, **person("B"))
     assert find_studies(source, table(tmp_path / "people.csv", "A", "B")).notes == ()
     (note,) = find_studies(source, table(tmp_path / "people.csv", "B", "C")).notes

@@ -77,10 +77,8 @@ def train(
         from vtrial.records import InputError
 
         check_machines(executor, workers, None, gpus_per_worker, address)
-        if max_minutes is not None and not 0.0 < max_minutes < math.inf:
-            raise InputError(
-                f"--max-minutes {max_minutes:g}: must be above 0 and finite; leave it out to train to the end"
-            )
+        if max_minutes is not None and not 0.0 <= max_minutes < math.inf:
+            raise InputError(f"--max-minutes {max_minutes:g}: must be 0 or more; leave it out to train to the end")
         if dry_run:
             import torch
 
