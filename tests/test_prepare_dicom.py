@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -14,7 +13,7 @@ from pydicom.uid import RLELossless
 
 from tests.dicoms import ACCESSION, BIRTH, CT_GRID, DAY, NAME, PATIENT, ROOT_UID, Edit, Grid, setting, write_series
 from tests.patients import DICOM_GRID, painted, write_patient
-from vtrial.cli import main
+from tests.test_cli import vtrial_command
 
 Capture = pytest.CaptureFixture[str]
 UMLAUTS = "Überquorz^Ximénez"
@@ -28,10 +27,7 @@ def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def prepare(capfd: Capture, *arguments: str) -> tuple[int, str, str]:
     usual = ["--segmenter", "none", "--allow-partial", "--executor", "local", "--threads-per-worker", "1"]
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as left:
-        patch.setattr(sys, "argv", ["vtrial", "prepare", *arguments, *usual])
-        main()
-    return int(left.value.code or 0), *capfd.readouterr()
+    return vtrial_command(capfd, "prepare", *arguments, *usual)
 
 
 def of(person: str, then: Edit | None = None, **values: object) -> Edit:

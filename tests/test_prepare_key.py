@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -13,7 +12,7 @@ import pytest
 from tests.dicoms import PATIENT, ROOT_UID, Edit, setting, write_series, write_study
 from tests.patients import write_patient
 from tests.petcts import write_fdg
-from vtrial.cli import main
+from tests.test_cli import vtrial_command
 from vtrial.preparation.sources import check_key, find_studies, source_key, write_key
 from vtrial.records import InputError
 
@@ -29,10 +28,8 @@ def coarse(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def prepare(capfd: Capture, *arguments: object) -> tuple[int, str]:
     usual = ["--segmenter", "none", "--allow-partial", "--executor", "local", "--threads-per-worker", "1"]
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as left:
-        patch.setattr(sys, "argv", ["vtrial", "prepare", *map(str, arguments), *usual])
-        main()
-    return int(left.value.code or 0), "".join(capfd.readouterr())
+    code, out, err = vtrial_command(capfd, "prepare", *map(str, arguments), *usual)
+    return code, out + err
 
 
 def person(name: str, **values: object) -> dict[str, Edit]:
