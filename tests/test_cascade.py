@@ -10,10 +10,10 @@ from torch import Tensor
 
 from tests.blobs import tiny, write_blobs
 from vtrial.diffusion.cascade import Cascade, CascadeSampler, load_cascade
-from vtrial.diffusion.conditions import Demographics, from_grid, to_grid
+from vtrial.diffusion.conditions import Demographics, from_grid, to_grid, upsample
 from vtrial.diffusion.network import Conditions, Network, NetworkConfig
 from vtrial.diffusion.sampler import SamplerConfig, sample
-from vtrial.diffusion.tiles import TILES, blend_tiles, pass_bytes, tile_for, tiles
+from vtrial.diffusion.tiles import TILES, blend_tiles, body_box, pass_bytes, tile_for, tiles
 from vtrial.diffusion.voxels import VoxelView
 from vtrial.diffusion.weights import list_models, read_card
 from vtrial.execution import Resources
@@ -192,6 +192,41 @@ def test_a_tile_as_large_as_the_volume_is_one_pass(cascade: Cascade) -> None:
         return cascade.refine(low_pair(), PERSON, noise=generator(5), sampler=FAST.high, tile=tile)
 
     assert torch.equal(refine((48, 48, 96)), refine(None))
+
+
+def test_stage_two_leaves_air_as_it_is(cascade: Cascade) -> None:
+    low = torch.zeros(2, 24, 24, 48)
+    low[:, 9:15, 5:9] = 0.5
+    corner, shape = body_box(low, 4, 16)
+    # 8 voxels of air on each side, then up to a multiple of 16
+    assert corner == (28, 12, 0) and shape == (48, 32, 192)
+    body = tuple(slice(c, c + n) for c, n in zip(corner, shape, strict=True))
+    twin = cascade.refine(low, PERSON, noise=generator(5), sampler=FAST.high)
+    added = (twin - upsample(low)).abs()
+    assert float(added[(slice(None), *body)].max()) > 0.01
+    added[(slice(None), *body)] = 0.0
+    assert float(added.max()) == 0.0
+
+
+def test_a_body_in_its_box_is_the_body_in_the_whole_volume(cascade: Cascade, monkeypatch: pytest.MonkeyPatch) -> None:
+    low = torch.zeros(2, 24, 24, 48)
+    low[:, 8:16, 8:16] = low_pair((8, 8, 48))
+
+    def refine() -> Tensor:
+        return cascade.refine(low, PERSON, noise=generator(5), sampler=FAST.high)[:, 32:64, 32:64]
+
+    boxed = refine()
+    monkeypatch.setattr("vtrial.diffusion.tiles.MARGIN", SHAPE[2])
+    whole = refine()
+    assert not torch.equal(boxed, whole)
+    assert float((boxed - whole).abs().mean()) < 0.05 * float((whole - whole.mean()).abs().mean())
+
+
+def test_a_body_at_the_rim_and_none_at_all() -> None:
+    low = torch.zeros(2, 24, 24, 48)
+    assert body_box(low, 4, 16) == ((0, 0, 0), (96, 96, 192))
+    low[1, 23, 0, 20] = 0.2
+    assert body_box(low, 4, 16) == ((80, 0, 72), (16, 16, 32))
 
 
 def test_a_tile_that_is_asked_for_names_the_run_and_no_other_does() -> None:

@@ -13,7 +13,7 @@ from vtrial.diffusion.conditions import Demographics, coordinates, upsample
 from vtrial.diffusion.denoiser import Denoiser, StageConfig, StageName, load_denoiser
 from vtrial.diffusion.network import Conditions, Prepared
 from vtrial.diffusion.sampler import SAMPLERS, Denoise, SamplerConfig, sample
-from vtrial.diffusion.tiles import Triple, Where, blend_tiles
+from vtrial.diffusion.tiles import Triple, Where, blend_tiles, body_box
 from vtrial.diffusion.weights import ModelCard, load_weights, model_folder, verify_model
 from vtrial.geometry import LOW_SHAPE, SHAPE
 from vtrial.memory import keep_freed_memory
@@ -123,8 +123,8 @@ class Cascade:
             denoise = _hand_over(
                 (stage, denoise), (self.detail.config, self._whole_low(self.detail, people)), self.card.handover
             )
-        size = (len(people), stage.network.grid_channels, *_grid_shape(LOW_SHAPE, patch))
-        return stage.decode(self._run("global", denoise, size, noise, sampler, progress)).clamp(0.0, 1.0)
+        x = self._noise((len(people), stage.network.grid_channels, *_grid_shape(LOW_SHAPE, patch)), noise)
+        return stage.decode(self._run("global", denoise, x, noise, sampler, progress)).clamp(0.0, 1.0)
 
     def _whole_low(self, denoiser: Denoiser, people: list[Demographics]) -> Denoise:
         """D on the grid of `denoiser`, for whole low-resolution volumes of `people`."""
@@ -154,22 +154,28 @@ class Cascade:
     ) -> Tensor:
         """Stage 2: a low-resolution pair (2, x, y, z) in model space to (2, 4x, 4y, 4z), clipped to [0, 1].
 
+        Where there is air alone nothing is added to the upsampled pair: the network sees the box around the body.
         `tile` in voxels bounds the memory: tiles overlap by 32 voxels or more and are blended at every step.
         """
         stage, patch = self.high.config, self.high.config.network.patch
+        low = low.to(self.device)
+        out = upsample(low)
+        whole: Triple = (out.shape[1], out.shape[2], out.shape[3])
+        corner, shape = body_box(low, patch, stage.network.divisor)
+        body = tuple(slice(c, c + n) for c, n in zip(corner, shape, strict=True))
         if any(stage.low_noise):
             low = stage.disturb_low(low, torch.randn(low.shape, generator=noise, device=noise.device).to(low))
-        upsampled = upsample(low[None].to(self.device))
-        full: Triple = (upsampled.shape[2], upsampled.shape[3], upsampled.shape[4])
-        shape = _grid_shape(full, patch)
-        where = coordinates((0, 0, 0), full, full, patch)[None].to(self.device) if stage.network.coordinates else None
+        upsampled = upsample(low[None], corner, shape)
+        where = None
+        if stage.network.coordinates:
+            where = coordinates(corner, shape, whole, patch)[None].to(self.device)
         vector = torch.tensor([stage.vector(demographics)], device=self.device)
         conditions = Conditions(vector, stage.encode_low(upsampled), where)
-        prepared = self.high.network.prepare(conditions, shape, self.dtype)
+        prepared = self.high.network.prepare(conditions, _grid_shape(shape, patch), self.dtype)
         del conditions
 
         def denoise(x: Tensor, sigma: float) -> Tensor:
-            if tile is None or tile == full:
+            if tile is None or all(t >= s for t, s in zip(tile, shape, strict=True)):
                 return _call(self.high, x, sigma, prepared, self.dtype)
 
             def part(where: Where) -> Tensor:
@@ -179,21 +185,25 @@ class Cascade:
             align = stage.network.divisor // patch
             return blend_tiles(part, x, _grid_shape(tile, patch), TILE_OVERLAP // patch, align)
 
-        size = (1, stage.network.grid_channels, *shape)
-        residual = stage.decode(self._run("super-resolution", denoise, size, noise, sampler, progress))
-        return residual.add_(upsampled).clamp_(0.0, 1.0)[0]
+        x = self._noise((1, stage.network.grid_channels, *_grid_shape(whole, patch)), noise)
+        x = x[(slice(None), slice(None), *(slice(part.start // patch, part.stop // patch) for part in body))]
+        residual = stage.decode(self._run("super-resolution", denoise, x, noise, sampler, progress))
+        out[(slice(None), *body)] = residual.add_(upsampled)[0]
+        return out.clamp_(0.0, 1.0)
+
+    def _noise(self, size: tuple[int, ...], generator: torch.Generator) -> Tensor:
+        return torch.randn(size, generator=generator, device=generator.device).to(self.device)
 
     def _run(
         self,
         name: StageName,
         denoise: Denoise,
-        size: tuple[int, ...],
+        x: Tensor,
         generator: torch.Generator,
         sampler: SamplerConfig | None,
         progress: Progress | None,
     ) -> Tensor:
         config = sampler or self.card.stages[name].sampler
-        x = torch.randn(size, generator=generator, device=generator.device).to(self.device)
         x = x.contiguous(memory_format=torch.channels_last_3d)
         for i, state in enumerate(sample(denoise, x, config, generator), start=1):
             x = state

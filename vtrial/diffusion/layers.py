@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vtrial.diffusion.convolution import convolve
+
 # Root mean square of silu(x) for x ~ N(0, 1), equation 81.
 SILU_MAGNITUDE = 0.596
 
@@ -111,7 +113,7 @@ class MPConv(nn.Module):
             return F.linear(x, weight)
         if self.kernel == 3 or x.is_contiguous(memory_format=torch.channels_last_3d):
             weight = weight.contiguous(memory_format=torch.channels_last_3d)
-        return F.conv3d(x, weight, padding=self.kernel // 2)
+        return convolve(x, weight)
 
 
 class Attention(nn.Module):

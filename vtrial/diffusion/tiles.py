@@ -1,7 +1,7 @@
-"""Whole volumes through a network of limited reach: in one pass, or in overlapping tiles blended at every step.
+"""Whole volumes through a network of limited reach: the box of the body, in one pass or in overlapping tiles.
 
-Bar-Tal et al. 2023 (MultiDiffusion, arXiv 2302.08113): the denoised tiles are averaged with weights before the sampler
-moves on, so tiles agree and no seam forms.
+Tiles are blended at every step. Bar-Tal et al. 2023 (MultiDiffusion, arXiv 2302.08113): the denoised tiles are averaged
+with weights before the sampler moves on, so tiles agree and no seam forms.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vtrial.diffusion.network import NetworkConfig
 from vtrial.diffusion.voxels import VOXEL_FEATURES, VoxelHead
-from vtrial.geometry import SHAPE
+from vtrial.geometry import FACTOR, SHAPE
 
 Where = tuple[slice, slice, slice]
 Triple = tuple[int, int, int]
@@ -24,6 +24,29 @@ Triple = tuple[int, int, int]
 WHOLE_VOLUME_BYTES = 6 * 10**9
 """With less memory than this there are tiles however small the network: the bundled one's whole pass takes 2.6 GB."""
 TILES: tuple[Triple, ...] = tuple((SHAPE[0], SHAPE[1], length) for length in (128, 96, 64))
+
+
+AIR, MARGIN = 0.05, 8
+"""What is below in both channels of model space (-450 HU, 1.25 g/ml) is air; voxels of it kept around a body."""
+
+
+def body_box(low: Tensor, patch: int, divisor: int) -> tuple[Triple, Triple]:
+    """Corner and sides, in the full grid, of the box of a low-resolution pair beyond which there is but air.
+
+    The pair (2, x, y, z) is in model space; the corner is a multiple of `patch` voxels, the sides of `divisor`. All of
+    a volume without a body.
+    """
+    corner, shape = [], []
+    body = (low > AIR).any(0)
+    for axis, count in enumerate(body.shape):
+        side = FACTOR * count
+        there = body.movedim(axis, 0).flatten(1).any(1).nonzero().flatten().tolist() or [0, count - 1]
+        start = max(0, FACTOR * there[0] - MARGIN) // patch * patch
+        stop = min(side, FACTOR * (there[-1] + 1) + MARGIN)
+        length = -(-(stop - start) // divisor) * divisor
+        corner.append(min(start, side - length))
+        shape.append(length)
+    return (corner[0], corner[1], corner[2]), (shape[0], shape[1], shape[2])
 
 
 def pass_bytes(network: NetworkConfig, shape: Triple, value_bytes: int = 2) -> int:
