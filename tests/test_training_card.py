@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,8 @@ import torch
 from tests.blobs import write_blobs
 from vtrial.diffusion.weights import ExtentFit, ModelCard, read_card, verify_model, write_card
 from vtrial.pipeline.training import fit_stage, train_here
+from vtrial.training import in_turn
+from vtrial.training.checkpoint import CHECKPOINT
 
 HOSPITAL = ExtentFit(slices_per_m=150.0, slices_at_0=90.0)
 
@@ -55,6 +59,22 @@ def test_a_stage_whose_training_is_gone_stays_in_the_model(tmp_path: Path) -> No
 
     (out / kept.file).unlink()  # neither a checkpoint nor weights: there is no such stage
     assert list(fit("super-resolution", tmp_path / "others", out).stages) == ["global-detail", "super-resolution"]
+
+
+def test_two_stages_that_end_at_once_are_both_in_the_model(tmp_path: Path) -> None:
+    data, out = prepared(tmp_path / "data"), tmp_path / "m"
+    card = fit("global", data, out)
+    second = threading.Thread(target=fit, args=("super-resolution", data, out))
+    with in_turn(out / "training"):  # as another process that exports
+        second.start()
+        while not (out / "training" / "super-resolution" / CHECKPOINT).is_file():
+            time.sleep(0.05)
+        second.join(1.0)
+        assert second.is_alive() and list(read_card(out).stages) == ["global"]
+        write_card(out, card.model_copy(update={"description": "of the other process"}))
+    second.join()
+    both = verify_model(out)
+    assert both.description == "of the other process" and list(both.stages) == ["global", "super-resolution"]
 
 
 def test_a_finished_training_leaves_the_card_as_it_is(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ TILES: tuple[Triple, ...] = tuple((SHAPE[0], SHAPE[1], length) for length in (12
 
 
 AIR, MARGIN = 0.05, 8
-"""What is below in both channels of model space (-450 HU, 1.25 g/ml) is air; voxels of it kept around a body."""
+"""What is below in both channels of model space (-450 HU, 0.18 g/ml) is air; voxels of it kept around a body."""
 
 
 def body_box(low: Tensor, patch: int, divisor: int) -> tuple[Triple, Triple]:

@@ -23,6 +23,7 @@ from vtrial.training import (
     export_model,
     hardware,
     held,
+    in_turn,
     read_config,
     saved_step,
     usual_device,
@@ -109,7 +110,8 @@ def fit_stage(
     check_average(config, settings, ema)
     extent = read_extent(data)
     trainer(job, progress)
-    with writing(out):
+    # the card is read, changed and written: two stages that end at once must not lose one another
+    with writing(out), in_turn(_folder(out, settings.stage).parent):
         return _export(settings, data, extent, out, ema)
 
 

@@ -5,7 +5,7 @@ from vtrial.training.config import TrainingConfig, read_config
 from vtrial.training.data import StoredVolumes, TensorVolume, Volume, VolumeSource, write_low
 from vtrial.training.export import export_model, hardware
 from vtrial.training.fitting import Job, train
-from vtrial.training.folder import held, writing
+from vtrial.training.folder import held, in_turn, writing
 from vtrial.training.loop import StepReport, steps
 from vtrial.training.share import Share, usual_device
 from vtrial.training.stream import PhantomStream
@@ -23,6 +23,7 @@ __all__ = [
     "export_model",
     "hardware",
     "held",
+    "in_turn",
     "read_config",
     "saved_step",
     "steps",

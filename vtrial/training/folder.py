@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,15 @@ def held(folder: Path) -> Iterator[None]:
             yield
         finally:
             place.discard()
+
+
+@contextmanager
+def in_turn(folder: Path) -> Iterator[None]:
+    """Waits while another process on this machine does what is done in turn in `folder`, which is made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".turn").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # goes with its process, so none is ever stale
+        yield
 
 
 @contextmanager
