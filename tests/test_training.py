@@ -485,9 +485,8 @@ def test_export_writes_a_checked_model(data: Path, tmp_path: Path) -> None:
     average = content["ema"]["0.05"]
     for name, value in average.items():
         error, allowed = (weights[name].float() - value).abs(), torch.tensor(3e-3)
-        if (
-            value.ndim == 5
-        ):  # a kernel: half a step, of which an output's SD has 12, and its greatest weight 127 at most
+        if value.ndim == 5:
+            # a kernel: half a step, of which an output's SD has 12, and its greatest weight 127 at most
             rows = value.flatten(1)
             allowed = 0.501 * torch.maximum(rows.std(1, correction=0) / 12, rows.abs().amax(1) / 127)
             allowed = allowed.view(-1, 1, 1, 1, 1)

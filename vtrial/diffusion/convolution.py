@@ -49,16 +49,19 @@ def winograd(x: Tensor, weight: Tensor) -> Tensor:
     """Convolution of (b, c, x, y, z), zero-padded by 1, with (k, c, 3, 3, 3): (b, k, x, y, z), channels_last_3d."""
     g = weight.new_tensor(_KERNEL_TO_POINTS)
     points = torch.einsum("ai,bj,dl,kcijl->abdck", g, g, g, weight).flatten(0, 2).contiguous()
-    return torch.stack([_one(volume, points) for volume in x.movedim(1, -1)]).movedim(-1, 1)
+    sides = x.shape[2:]
+    out = x.new_empty(len(x), *(-(-side // STEP) * STEP for side in sides), len(weight))
+    for volume, of_volume in zip(x.movedim(1, -1), out, strict=True):
+        _one(volume, points, of_volume)
+    inside = out[:, : sides[0], : sides[1], : sides[2]].movedim(-1, 1)
+    return inside.contiguous(memory_format=torch.channels_last_3d)  # a copy where a side is no multiple of a tile's
 
 
-def _one(volume: Tensor, points: Tensor) -> Tensor:
-    """A volume (x, y, z, c) with a transformed kernel (216, c, k): (x, y, z, k)."""
-    sides = volume.shape[:3]
-    tx, ty, tz = (-(-side // STEP) for side in sides)
-    (right, back, top) = (STEP * n - side + 1 for n, side in zip((tx, ty, tz), sides, strict=True))
+def _one(volume: Tensor, points: Tensor, out: Tensor) -> None:
+    """A volume (x, y, z, c) with a transformed kernel (216, c, k), to `out` (4 tx, 4 ty, 4 tz, k): of whole tiles."""
+    tx, ty, tz = (side // STEP for side in out.shape[:3])
+    right, back, top = (whole - side + 1 for whole, side in zip(out.shape[:3], volume.shape[:3], strict=True))
     padded = F.pad(volume, (0, 0, 1, top, 1, back, 1, right))
-    out = volume.new_empty(STEP * tx, STEP * ty, STEP * tz, points.shape[2])
     rows = max(1, BLOCK_BYTES // (TAPS**3 * tz * volume.shape[3] * volume.element_size()))
     for i in range(tx):
         for j in range(0, ty, rows):
@@ -66,7 +69,6 @@ def _one(volume: Tensor, points: Tensor) -> Tensor:
             x, y = STEP * i, STEP * j
             part = padded[x : x + TAPS, y : y + STEP * n + TAPS - STEP]
             _block(part, points, out[x : x + STEP, y : y + STEP * n])
-    return out[: sides[0], : sides[1], : sides[2]]
 
 
 def _block(part: Tensor, points: Tensor, out: Tensor) -> None:

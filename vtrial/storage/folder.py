@@ -47,8 +47,8 @@ class Folder(Protocol):
     def sweep(self, name: str) -> int:
         """Remove what interrupted writes left under the folder `name`; says how many."""
 
-    def lock(self) -> Any:
-        """A context in which no other driver works here; InputError if one does."""
+    def lock(self, *, wait: bool = False) -> Any:
+        """A context in which no other driver works here; InputError if one does, unless this is to `wait` for it."""
 
 
 def write_if_new(folder: Folder, name: str, data: bytes) -> bool:

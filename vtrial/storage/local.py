@@ -103,14 +103,14 @@ class LocalFolder:
         return len(left)
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """A context in which no other driver works here; InputError if one does.
+    def lock(self, *, wait: bool = False) -> Iterator[None]:
+        """A context in which no other driver works here; InputError if one does, unless this is to `wait` for it.
 
         The lock is the operating system's (flock): it dies with its process, so none is ever stale.
         """
         with self.path(LOCK).open("a+") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
                 file.seek(0)
                 holder = file.read().strip() or "unknown"

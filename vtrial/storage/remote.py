@@ -123,6 +123,6 @@ class RemoteFolder:
         return len(left)
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
+    def lock(self, *, wait: bool = False) -> Iterator[None]:
         """No lock: object stores have none."""
         yield

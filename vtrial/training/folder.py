@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,10 +26,10 @@ def held(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def in_turn(folder: Path) -> Iterator[None]:
-    """Waits while another process on this machine does what is done in turn in `folder`, which is made."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".turn").open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)  # goes with its process, so none is ever stale
+    """Waits while another process does what is done in turn in `folder`, which is made."""
+    place = open_folder(folder)
+    place.create()
+    with place.lock(wait=True):
         yield
 
 
