@@ -1,19 +1,24 @@
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import functools
 import gc
 import importlib
 import json
+import multiprocessing
 import multiprocessing.process
 import os
 import pickle
 import shutil
+import signal
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -57,7 +62,7 @@ from vtrial.segmentation.nnunet import (
     write_model,
 )
 from vtrial.segmentation.official import official_weights
-from vtrial.segmentation.resident import why_not_resident
+from vtrial.segmentation.resident import installed, why_not_resident
 from vtrial.storage import open_folder
 
 SIDE, STEP_MM = 40, 6.0
@@ -335,6 +340,26 @@ def test_an_unknown_totalsegmentator_keeps_its_own_path(monkeypatch: pytest.Monk
     monkeypatch.setattr("vtrial.segmentation.resident.totalsegmentator_version", lambda: "2.99.0")
     Runner.nnUNetv2_predict = staticmethod(lambda dir_in, surprise: None)  # type: ignore[assignment]
     assert "surprise" in why_not_resident(Runner)
+
+
+def test_what_the_stock_path_forks_can_be_ended_whatever_handles_signals_here(tmp_path: Path) -> None:
+    fork = multiprocessing.get_context("fork")
+    codes = []
+    with (tmp_path / "dump").open("w") as dump:
+        faulthandler.register(signal.SIGTERM, file=dump)  # below Python, as Ray's is; the process lives on
+        try:
+            for stock in (True, False):
+                with installed(SimpleNamespace(nnUNetv2_predict=None), None) if stock else contextlib.nullcontext():
+                    child = fork.Process(target=time.sleep, args=(60,))
+                    child.start()
+                child.terminate()
+                child.join(2 if not stock else 30)
+                codes.append(child.exitcode)
+                child.kill()
+                child.join()
+        finally:
+            faulthandler.unregister(signal.SIGTERM)
+    assert codes == [-signal.SIGTERM, None]
 
 
 @pytest.mark.slow
