@@ -47,6 +47,28 @@ def export(runs: dict[str, Path], out: Path, handover: float = HANDOVER) -> Path
     return out
 
 
+def test_a_share_of_the_patches_lies_in_a_region(tmp_path: Path) -> None:
+    data = StoredVolumes(write_blobs(tmp_path / "data", 2), phases=2)
+    region = ((0.0, 0.5, 0.25), (0.5, 1.0, 0.75))
+
+    def origins(**changes: object) -> list[tuple[int, int, int]]:
+        cut = {"phases": 2, "patch_shape": (4, 4, 4), **changes}
+        return list(make_batch(tiny("global-detail", data=cut, batch=128), data, 1).origins)
+
+    all_there = origins(region=region, region_share=1.0)
+    assert {x for x, _, _ in all_there} == {0} and {y for _, y, _ in all_there} == {4}
+    assert {z for _, _, z in all_there} == {4, 6, 8}, "volumes of 8x8x16: 4 to 12 holds patches of 4 from there"
+    inside = [o in set(all_there) for o in origins(region=region, region_share=0.5)]
+    assert 0.4 < sum(inside) / 128 < 0.8
+    assert origins(region=region, region_share=0.0) != origins(), "a draw more"
+    narrow = origins(region=((0.4, 0.4, 0.5), (0.6, 0.6, 0.6)), region_share=1.0)
+    assert all(0 <= v <= n - 4 and v % 2 == 0 for o in narrow for v, n in zip(o, (8, 8, 16), strict=True))
+    with pytest.raises(ValidationError, match="first corner"):
+        origins(region=region[::-1])
+    with pytest.raises(ValidationError, match=r"data\.region"):
+        tiny("global", data={"region": region})
+
+
 def test_the_expert_trains_on_patches_where_they_lie(tmp_path: Path) -> None:
     data = StoredVolumes(write_blobs(tmp_path / "data", 2), phases=2)
     config = tiny("global-detail", data={"phases": 2, "patch_shape": (4, 4, 8)}, batch=64)

@@ -10,6 +10,7 @@ from vtrial.diffusion import layers
 from vtrial.diffusion.conditions import Demographics, coordinates, from_grid, to_grid, upsample
 from vtrial.diffusion.denoiser import Denoiser, NoiseConfig, Scaling, StageConfig
 from vtrial.diffusion.ema import PowerEma, decay, gamma_of
+from vtrial.diffusion.emphasis import EVEN, Emphasis
 from vtrial.diffusion.network import Conditions, Network, NetworkConfig
 from vtrial.diffusion.voxels import VoxelView
 from vtrial.training import read_config
@@ -214,7 +215,8 @@ def test_high_uptake_counts_more_in_the_loss_and_not_in_the_error(monkeypatch: p
 
     def pulls(weight: float) -> tuple[torch.Tensor, float]:
         """How the loss pulls at each place of D along x, and the error."""
-        loss, error = denoiser.loss(clean, sigma, torch.zeros_like(clean), known, torch.float32, (weight, 2.0))
+        emphasis = Emphasis(uptake=weight)
+        loss, error = denoiser.loss(clean, sigma, torch.zeros_like(clean), known, torch.float32, emphasis)
         return torch.autograd.grad(loss, fault)[0].mean((0, 1, 3, 4)), float(error[0])
 
     (plain, error), (weighted, same) = pulls(0.0), pulls(1.0)
@@ -299,3 +301,40 @@ def test_power_ema_equals_the_reference_sum() -> None:
         center = float((weights * times).sum())
         width = float((weights * (times - center) ** 2).sum()) ** 0.5
         assert center == pytest.approx((gamma + 1) / (gamma + 2), abs=0.01) and width == pytest.approx(length, rel=0.02)
+
+
+def test_hot_spots_of_a_voxel_count_more_in_the_loss_than_large_hot_organs() -> None:
+    wary = Emphasis(contrast=2.0)
+    uptake, pet = torch.zeros(1, 1, 10, 10, 10), torch.zeros(1, 1, 20, 20, 20)
+    assert torch.equal(wary.counts(uptake, pet, 2), EVEN.counts(uptake, pet, 2))
+    pet[0, 0, :, :, 12:] = 8.0  # a large organ
+    pet[0, 0, 5, 5, 5], pet[0, 0, 15, 15, 5] = 2.5, -2.5
+    counts = wary.counts(uptake, pet, 2)[0, 0]
+    plain = float(counts[9, 0, 0])
+    assert float(counts.mean()) == pytest.approx(1.0)
+    assert float(counts[2, 2, 2]) / plain == pytest.approx(1.0 + 2.0 * (2.5 * 124 / 125) ** 4)
+    assert float(counts[2, 2, 9]) == pytest.approx(plain), "within the organ"
+    assert plain < float(counts[2, 2, 6]) < plain * (1.0 + 2.0 * (8.0 * 0.4) ** 4 + 1e-3), "its rim"
+    assert float(counts[7, 7, 2]) < plain * (1.0 + 2.0 * 0.021**4), "a cold spot is none"
+
+
+@pytest.mark.parametrize("objective", ["diffusion", "flow"])
+def test_the_loss_looks_at_hot_spots_as_they_are_seen(
+    objective: Literal["diffusion", "flow"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    denoiser = Denoiser(StageConfig(stage="global", network=SMALL, objective=objective))
+    voxels = torch.zeros(1, 2, 16, 16, 16)
+    voxels[0, 1, 7, 7, 7] = 2.0
+    seen = denoiser.config.grid_of(voxels).requires_grad_()
+    clean, sigma = torch.zeros(1, 16, 8, 8, 8), torch.tensor([0.2])
+    x_t = clean / 1.2
+    monkeypatch.setattr(denoiser, "forward", lambda *given: seen)
+    monkeypatch.setattr(denoiser, "velocity", lambda *given: (x_t - seen) * 6.0)
+    known = conditions_for(SMALL, (16, 16, 16), 1)
+
+    def pull(emphasis: Emphasis) -> torch.Tensor:
+        loss, _ = denoiser.loss(clean, sigma, clean, known, torch.float32, emphasis)
+        return denoiser.config.voxels_of(torch.autograd.grad(loss, seen)[0])[0, 1, 7, 7, 7]
+
+    counted = 1.0 + (4.0 * 124 / 125) ** 4  # 2.0 is 4 SDs; one of 512 places
+    assert float(pull(Emphasis(contrast=1.0)) / pull(EVEN)) == pytest.approx(counted / (1.0 + (counted - 1.0) / 512))

@@ -571,6 +571,28 @@ def test_a_voxel_head_can_be_added_to_a_trained_network(data: Path, tmp_path: Pa
     assert float(content["denoiser"]["network.voxel_head.exit.weight"].abs().max()) > 0.0, "and the head learns"
 
 
+def test_a_voxel_head_can_be_trained_alone(data: Path, tmp_path: Path) -> None:
+    plain = tiny("global", steps=6)
+    config = tiny(
+        "global",
+        steps=6,
+        network=plain.network.model_copy(update={"voxel_channels": 8}),
+        trains="voxel-head",
+        contrast_weight=4.0,
+    )
+    with pytest.raises(ValueError, match="voxel_channels"):
+        tiny("global", trains="voxel-head")
+    begun = new_state(
+        config, measure_scaling(config, StoredVolumes(data)), StoredVolumes(data).support, torch.device("cpu")
+    )
+    before = {name: value.clone() for name, value in begun.denoiser.state_dict().items()}
+    train(config, data, tmp_path / "run", max_seconds=0.0)
+    train(config, data, tmp_path / "run")
+    after = read_checkpoint(tmp_path / "run" / "checkpoint.pt")["denoiser"]
+    changed = {name for name, value in after.items() if not torch.allclose(value, before[name], rtol=3e-4)}  # norms
+    assert changed and all(".voxel_head." in f".{name}" for name in changed)
+
+
 def test_weights_of_the_papers_size_are_stored(tmp_path: Path) -> None:
     """Bundled ones are small (test_bundled_model); those of 78.8 M parameters are not."""
     kernel = torch.linspace(-1.0, 1.0, 80 * 10**6).view(80, 10**6, 1, 1, 1)

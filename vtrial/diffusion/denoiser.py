@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from vtrial.diffusion.bands import from_bands, to_bands
 from vtrial.diffusion.conditions import PHASE, Demographics, from_grid, phase_vector, to_grid
+from vtrial.diffusion.emphasis import EVEN, Emphasis
 from vtrial.diffusion.flow import path, preconditioning
 from vtrial.diffusion.layers import MPConv, MPFourier
 from vtrial.diffusion.network import Conditions, Network, NetworkConfig, Prepared
@@ -218,7 +219,7 @@ class Denoiser(nn.Module):
         noise: Tensor,
         conditions: Conditions,
         dtype: torch.dtype,
-        emphasis: tuple[float, float] = (0.0, 2.0),
+        emphasis: Emphasis = EVEN,
     ) -> tuple[Tensor, Tensor]:
         """(loss to minimise, weighted error (b,)): equations 14 and 15, or the squared error of the flow's velocity.
 
@@ -226,9 +227,8 @@ class Denoiser(nn.Module):
         it as its c_out (EDM's λ weighs all alike, the plain squared error as c_out²): fine bands are many and small.
         The flow's loss has no such weights: bands are a rotation, so it is the plain loss of voxels.
 
-        With `emphasis` (w, k) the loss, not the error, counts a place as 1 + w·q^k, q the uptake that is seen there in
-        SDs above the mean, by D or in the low-resolution volume. A weight that depends on the input alone does not move
-        the minimum; it tells where to be near it.
+        With `emphasis` the loss, not the error, counts some places more. Its uptake is what D has there or, in stage 2,
+        the low-resolution volume.
         """
         shape = (clean.shape[2], clean.shape[3], clean.shape[4])
         prepared = self.network.prepare(conditions, shape, dtype)
@@ -250,17 +250,17 @@ class Denoiser(nn.Module):
         u = self.uncertainty(self.uncertainty_features(sigma.log() / 4.0))[:, 0]
         return (counted / u.exp() + u).mean(), errors.detach().flatten(1).mean(1)
 
-    def _counts(self, denoised: Tensor, conditions: Conditions, emphasis: tuple[float, float]) -> Tensor:
+    def _counts(self, denoised: Tensor, conditions: Conditions, emphasis: Emphasis) -> Tensor:
         """How much each place of the grid (b, 1, x, y, z) counts, 1 in the mean of an example."""
-        if not emphasis[0]:
+        if emphasis == EVEN:
             return denoised.new_ones([])
+        patch = self.config.network.patch
+        pet = self.config.voxels_of(denoised)[:, 1:] / self.config.sigma_data
         if conditions.low is not None:
-            pet = conditions.low[:, self.config.network.grid_channels // 2 :].mean(1, keepdim=True)
+            uptake = conditions.low[:, self.config.network.grid_channels // 2 :].mean(1, keepdim=True)
         else:
-            pet = F.avg_pool3d(self.config.voxels_of(denoised)[:, 1:], self.config.network.patch)
-            pet = pet / self.config.sigma_data
-        counts = 1.0 + emphasis[0] * pet.clamp(min=0.0) ** emphasis[1]
-        return counts / counts.mean((2, 3, 4), keepdim=True)
+            uptake = F.avg_pool3d(pet, patch)
+        return emphasis.counts(uptake, pet, patch)
 
     def normalize_(self) -> None:
         """Forced weight normalisation after an optimiser step."""

@@ -6,7 +6,7 @@ own part of a batch without the rest.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -83,7 +83,11 @@ def _global_batch(config: TrainingConfig, source: VolumeSource, step: int, which
         low, phase, who = source.draw_low(rng, epoch)
         whole: Triple = (low.shape[1], low.shape[2], low.shape[3])
         shape = whole if config.sees_whole(step) else _patch_shape(config, whole)
-        x, y, z = _origin(rng, whole, shape, config.network.patch)
+        region = config.data.region
+        if region is not None and shape != whole and rng.random() < config.data.region_share:
+            x, y, z = _origin_within(rng, region, whole, shape, config.network.patch)
+        else:
+            x, y, z = _origin(rng, whole, shape, config.network.patch)
         parts.append(low[:, x : x + shape[0], y : y + shape[1], z : z + shape[2]])
         vectors.append(stage.vector(who, phase))
         origins.append((x, y, z))
@@ -152,6 +156,18 @@ def _origin(rng: np.random.Generator, whole: Triple, shape: Triple, align: int) 
     draws = [(rng.random() + rng.random()) / 2.0, (rng.random() + rng.random()) / 2.0, rng.random()]
     x, y, z = (align * int(u * n) for u, n in zip(draws, places, strict=True))
     return x, y, z
+
+
+def _origin_within(
+    rng: np.random.Generator, region: tuple[Sequence[float], Sequence[float]], whole: Triple, shape: Triple, align: int
+) -> Triple:
+    """A place for a patch inside a box of the volume, or around its middle where the box is smaller."""
+    places = []
+    for low, high, n, s in zip(*region, whole, shape, strict=True):
+        first, last = sorted((low * n, high * n - s))
+        place = align * round(rng.uniform(first, last) / align)
+        places.append(min(max(place, 0), (n - s) // align * align))
+    return places[0], places[1], places[2]
 
 
 def sharpness(pet: Tensor) -> NDArray[np.float64]:

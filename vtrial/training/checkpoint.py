@@ -61,6 +61,9 @@ def new_state(config: TrainingConfig, stage: StageConfig, support: Support, devi
         denoiser = Denoiser(stage)
     denoiser.normalize_()
     denoiser.to(device)
+    if config.trains == "voxel-head" and denoiser.network.voxel_head is not None:
+        denoiser.requires_grad_(False)
+        denoiser.network.voxel_head.requires_grad_(True)
     optimizer = Optimizer(denoiser.parameters(), by_muon(config, denoiser))
     ema = PowerEma(dict(denoiser.named_parameters()), config.ema)
     return TrainingState(stage, support, denoiser, optimizer, ema)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from vtrial.diffusion.denoiser import Fraction, LowNoise, NoiseConfig, Objective, Scaling, StageConfig, StageName
+from vtrial.diffusion.emphasis import Emphasis
 from vtrial.diffusion.network import NetworkConfig
 from vtrial.diffusion.sampler import SamplerConfig
 from vtrial.geometry import FACTOR, LOW_SHAPE, SHAPE
@@ -56,11 +57,21 @@ class DataConfig(BaseModel):
     whole_after: Positive | None = None
     """Stage 1's expert: after this step every batch is one whole volume, so that it learns what lies beyond the rims
     of patches; never when absent."""
+    region: tuple[tuple[Fraction, Fraction, Fraction], tuple[Fraction, Fraction, Fraction]] | None = None
+    """Stage 1's expert: two corners, in parts of a volume, of a box (the kidneys', say) in which `region_share` of the
+    patches lie, whatever is there: so what is learned stays the same, only sooner."""
+    region_share: Fraction = 0.5
     patches_per_volume: Positive = 2
     """Stage 2: patches cut from one volume of a batch."""
     peak_share: Fraction = 0.0
     """Stage 2: share of patches around low-resolution voxels whose PET stands out from their neighbours', above all hot
     spots of a voxel or two (`vtrial.training.batches.sharpness`); the others lie anywhere."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> DataConfig:
+        if self.region is not None and any(low >= high for low, high in zip(*self.region, strict=True)):
+            raise ValueError("region: its first corner must lie below the second along each axis")
+        return self
 
     def epoch(self, step: int, usual: int = 0) -> int:
         """How often the volumes in memory have changed before a step; `usual` is the source's own `refresh_steps`."""
@@ -106,6 +117,10 @@ class TrainingConfig(BaseModel):
     uptake_weight: Annotated[float, Field(ge=0.0)] = 0.0
     """How much more the loss counts places of high uptake, to which power (`Denoiser.loss`)."""
     uptake_power: Annotated[float, Field(ge=1.0)] = 2.0
+    contrast_weight: Annotated[float, Field(ge=0.0)] = 0.0
+    """How much more the loss counts hot spots of a voxel or two (`Emphasis.contrast`)."""
+    trains: Literal["all", "voxel-head"] = "all"
+    """What is trained: everything, or the voxel head alone, which takes a third of the time and leaves the rest."""
     optimizer: OptimizerConfig = OptimizerConfig()
     data: DataConfig = DataConfig()
     ema: Annotated[tuple[Annotated[float, Field(gt=0.0, lt=0.28)], ...], Field(min_length=1)] = (0.05, 0.10)
@@ -141,9 +156,18 @@ class TrainingConfig(BaseModel):
             )
         if self.stage == "global-detail" and self.noise.sigma_min >= self.noise.sigma_max / 2.0:
             raise ValueError("noise: sigma_min must be below half of sigma_max, from which an expert is sampled")
+        if self.data.region is not None and self.stage != "global-detail":
+            raise ValueError('data.region is for patches of stage "global-detail"')
+        if self.trains == "voxel-head" and not self.network.voxel_channels:
+            raise ValueError('trains = "voxel-head": this network has none; set network.voxel_channels')
         if self.batch % (self.microbatch or self.batch):
             raise ValueError("batch must be a multiple of microbatch")
         return self
+
+    @property
+    def emphasis(self) -> Emphasis:
+        """Where the loss looks more closely."""
+        return Emphasis(uptake=self.uptake_weight, power=self.uptake_power, contrast=self.contrast_weight)
 
     def sees_whole(self, step: int) -> bool:
         """Whether the batch of a step holds whole volumes."""

@@ -97,7 +97,7 @@ def learn(config: TrainingConfig, state: TrainingState, batch: Batch | None, sha
             noise,
             part.conditions(state.stage),
             dtype_for(config, clean),
-            (config.uptake_weight, config.uptake_power),
+            config.emphasis,
         )
         weighted = mean * ((last - first) / count)
         weighted.backward()  # type: ignore[no-untyped-call]
@@ -135,7 +135,7 @@ def update(config: TrainingConfig, state: TrainingState) -> None:
 def _gradients(state: TrainingState, share: Share) -> list[Tensor]:
     """Those there are; with several workers all, as the sums must be of the same tensors everywhere."""
     if share.world > 1:
-        for p in state.denoiser.parameters():
+        for p in filter(lambda p: p.requires_grad, state.denoiser.parameters()):
             p.grad = torch.zeros_like(p) if p.grad is None else p.grad
     return [p.grad for p in state.denoiser.parameters() if p.grad is not None]
 
