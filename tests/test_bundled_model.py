@@ -18,6 +18,8 @@ from vtrial.diffusion.weights import model_folder, verify_model
 from vtrial.fidelity import measure_body
 from vtrial.geometry import LOW_SHAPE, SHAPE, spacing_mm
 from vtrial.imaging.codec import decode_ct, decode_suv
+from vtrial.training.checkpoint import stage_to_start_from
+from vtrial.training.config import read_config
 
 NAME, FLOW = "phantom-v1", "phantom-v1-flow"
 MAN, WOMAN = Demographics("M", 58.0, 180.0, 95.0), Demographics("F", 59.0, 162.0, 58.0)
@@ -33,6 +35,15 @@ def test_the_card_says_what_the_model_is(name: str, objective: str) -> None:
         assert stage.steps > 0 and stage.seconds > 0 and stage.loss
         assert stage.config.objective == objective
         assert (model_folder(name) / stage.file).stat().st_size <= 16 * 2**20
+
+
+@pytest.mark.parametrize("name", [NAME, FLOW])
+def test_the_configuration_of_the_voxel_head_goes_on_from_it(name: str, repository: Path) -> None:
+    config = read_config(repository / "configs" / "bundled-voxel-head.toml")
+    _, stage = stage_to_start_from(config, name)
+    assert config.network == stage.config.network and config.scaling == stage.config.scaling
+    assert stage.training["trains"] == config.trains == "voxel-head"
+    assert not config.sees_whole(900) and config.sees_whole(901)
 
 
 def test_all_weights_together_stay_small() -> None:

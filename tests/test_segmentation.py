@@ -360,6 +360,7 @@ def test_what_the_stock_path_forks_can_be_ended_whatever_handles_signals_here(tm
         finally:
             faulthandler.unregister(signal.SIGTERM)
     assert codes == [-signal.SIGTERM, None]
+    assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ()), "held back for the fork alone"
 
 
 @pytest.mark.slow

@@ -228,7 +228,7 @@ class Denoiser(nn.Module):
         The flow's loss has no such weights: bands are a rotation, so it is the plain loss of voxels.
 
         With `emphasis` the loss, not the error, counts some places more. Its uptake is what D has there or, in stage 2,
-        the low-resolution volume.
+        the low-resolution volume; its contrast that of D, in stage 2 a residual.
         """
         shape = (clean.shape[2], clean.shape[3], clean.shape[4])
         prepared = self.network.prepare(conditions, shape, dtype)

@@ -9,13 +9,13 @@ TotalSegmentator's, and so do the voxels. Where the package is not one this was 
 from __future__ import annotations
 
 import inspect
-import os
-import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+
+from vtrial.segmentation.forks import forks_end_plainly
 
 TESTED = ((2, 12), (3, 0))  # versions of TotalSegmentator, from and below
 _CHECKPOINT = "checkpoint_final.pth"
@@ -144,33 +144,8 @@ def installed(runner: Any, stand_in: ResidentPredictor | None) -> Iterator[None]
     """Put the stand-in in the place of the stock function for a while; None leaves that as it is."""
     stock = runner.nnUNetv2_predict
     runner.nnUNetv2_predict = stand_in or stock
-    _forks["plain"] = True
     try:
-        yield
+        with forks_end_plainly():  # the stand-in, too, leaves some calls to the stock function
+            yield
     finally:
         runner.nnUNetv2_predict = stock
-        _forks["plain"] = False
-
-
-# The stock path ends its pools of forked processes with SIGTERM. In a process that runs Ray they inherit Ray's handler
-# of it, which takes locks that a fork may find taken for ever: one in some hundred cases never ended.
-_forks = {"plain": False}
-
-
-def _hold_sigterm() -> None:
-    if _forks["plain"]:
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-
-
-def _take_sigterm() -> None:
-    if _forks["plain"]:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
-
-
-def _end_plainly() -> None:
-    if _forks["plain"]:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        _take_sigterm()
-
-
-os.register_at_fork(before=_hold_sigterm, after_in_parent=_take_sigterm, after_in_child=_end_plainly)
