@@ -157,7 +157,9 @@ def test_a_table_and_its_segmenter(run: Path, capfd: Capture) -> None:
     code, out, err = vtrial_command(capfd, "validate", "--real", "hospital.csv", *QUICK)
     assert code == 0 and "twins against hospital: different" in out, err
     document = json.loads((run / "validation" / "hospital" / "report.json").read_text())
-    assert document["provenance"]["reference"]["segmenter"] == "phantom-v1" and document["provenance"]["flags"] == []
+    assert document["provenance"]["reference"]["segmenter"] == "phantom-v1"
+    (flag,) = document["provenance"]["flags"]  # the twins are by a model of one's own, which may know patients
+    assert flag.startswith("twins: phantom-v1 was trained on phantoms alone. Where the twins' model was trained on pat")
     row = next(
         c for c in document["cells"] if (c["organ"], c["metric"], c["stratum"]) == ("liver", "suv_mean", "sex=F")
     )
@@ -180,6 +182,8 @@ def test_an_incomplete_run_is_judged_on_what_is_there(run: Path, capfd: Capture)
     table.loc[8:, "status"] = "pending"
     table.to_parquet(run / "subjects.parquet")
     assert vtrial_command(capfd, "validate", *QUICK)[0] == 0
+    code, out, _ = vtrial_command(capfd, "validate", *QUICK)
+    assert code == 0 and "  so far   twins: the run is not complete, 8 of 12 subjects are made" in out.splitlines()
     document = json.loads((run / "validation/autopet-2025/report.json").read_text())
     assert any("the run is not complete, 8 of 12" in flag for flag in document["provenance"]["flags"])
     assert [(e["step"], e["count"], e["reason"]) for e in document["exclusions"]] == [
@@ -251,6 +255,19 @@ def test_a_run_in_which_nothing_can_be_segmented_says_why(
     assert code == 1 and "no subject could be segmented: ArithmeticError: planted failure" in err
     code, _, err = vtrial_command(capfd, "validate", str(run), "--real", str(run), *QUICK)
     assert code == 2 and "that is the run itself" in err
+
+
+def test_a_run_in_which_nothing_can_be_measured_says_why(
+    run: Path, capfd: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*unused: object) -> None:
+        raise InputError("SUV in Bq/ml")
+
+    monkeypatch.setattr(vtrial.measurement.cohort, "measure", refuse)
+    code, out, err = vtrial_command(capfd, "validate", *QUICK)
+    assert code == 1 and "no subject could be measured: SUV in Bq/ml" in err and not out
+    monkeypatch.undo()
+    assert vtrial_command(capfd, "validate", str(run), *QUICK)[0] == 2  # the segmenters are gone: nothing is half done
 
 
 def test_masks_that_a_user_put_there_are_measured(run: Path, capfd: Capture) -> None:

@@ -13,7 +13,15 @@ import pytest
 from vtrial.validation import AnalysisSettings, Cohort, compare
 from vtrial.validation.bootstrap import bootstrap_intervals
 from vtrial.validation.diversity import spread_of_values
-from vtrial.validation.inference import Array, difference_interval, moments, ratio_interval, tost_ratio, welch
+from vtrial.validation.inference import (
+    Array,
+    cohens_d,
+    difference_interval,
+    moments,
+    ratio_interval,
+    tost_ratio,
+    welch,
+)
 from vtrial.validation.joint import shuffled, step_down
 from vtrial.validation.multiplicity import holm
 from vtrial.validation.ranks import median_ratio
@@ -46,6 +54,26 @@ def test_intervals_of_means_cover_in_95_of_100() -> None:
     shifted = 1.3 * a
     low, high = ratio_interval(moments(shifted), moments(b), 0.95)
     assert by_kind((low < 1.3) & (high > 1.3), 6) == pytest.approx(0.95, abs=0.015)
+
+
+@pytest.mark.parametrize(("n", "m", "ratio"), [(100, 100, 1.0), (15, 92, 1.5), (15, 92, 0.6), (30, 200, 0.5)])
+def test_intervals_of_cohens_d_cover_whatever_the_sizes_and_spreads(n: int, m: int, ratio: float) -> None:
+    rng, truth = np.random.default_rng(11), 0.6
+    shift = truth * np.sqrt((1 + ratio**2) / 2)
+    a, b = shift + ratio * rng.standard_normal((n, 10_000)), rng.standard_normal((m, 10_000))
+    _, low, high = cohens_d(moments(a), moments(b), 0.95)
+    assert ((low < truth) & (high > truth)).mean() == pytest.approx(0.95, abs=0.015)
+
+
+def test_intervals_of_cohens_d_of_pairs_cover() -> None:
+    rng, r = np.random.default_rng(12), 0.8
+    both = rng.standard_normal((60, 10_000))
+    a = 0.5 + r * both + np.sqrt(1 - r**2) * rng.standard_normal(both.shape)
+    ma, mb = moments(a), moments(both)
+    covariance = ((a - ma.mean) * (both - mb.mean)).sum(axis=0) / 59
+    _, low, high = cohens_d(ma, mb, 0.95, covariance)
+    assert ((low < 0.5) & (high > 0.5)).mean() == pytest.approx(0.95, abs=0.015)
+    assert np.median(high - low) < 0.6 * np.median(np.subtract(*cohens_d(ma, mb, 0.95)[:0:-1]))
 
 
 def test_paired_intervals_cover_and_are_narrow() -> None:

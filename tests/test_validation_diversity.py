@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -90,6 +92,7 @@ def test_published_slopes_with_and_without_standard_errors() -> None:
 def test_slopes_of_a_few_people_are_not_made_up(n: int) -> None:
     table = compare_slopes(bodies(n, 1), bodies(100, 2), SETTINGS)
     assert (table["verdict"] == "not compared").all() and table["message"].str.contains("only").all()
+    assert table["inside_reference"].isna().all()
 
 
 def test_slopes_on_what_does_not_vary_or_is_unknown() -> None:
@@ -115,6 +118,16 @@ def test_correlations_between_organs() -> None:
     assert published.reference.loc["liver", "aorta"] == 0.87 and np.isnan(published.synthetic.loc["liver", "aorta"])
     with pytest.raises(InputError, match="no published correlations"):
         compare_correlations(real, read_reference("autopet-2025"), SETTINGS)
+
+
+def test_a_pair_without_a_published_correlation_is_unknown() -> None:
+    known = read_reference("healthy-fdg")
+    some = known.correlations
+    use = (some["organ_a"] == "liver") & some["organ_b"].isin(["spleen", "heart"])
+    found = compare_correlations(bodies(300, 1), replace(known, correlations=some[use]), SETTINGS)
+    assert found.reference.loc["liver", "spleen"] == 0.8 and np.isnan(found.reference.loc["spleen", "heart"])
+    of_liver = found.pairs[found.pairs["organ_a"] == "liver"].set_index("organ_b")
+    assert found.rms == pytest.approx(abs(of_liver.loc["spleen", "difference"]))  # these people have no heart
 
 
 def test_spread_knows_that_cells_share_subjects() -> None:

@@ -40,6 +40,12 @@ def cohort(n: int = 40, seed: int = 0, prefix: str = "s", **columns: object) -> 
         ('organs = ["liver", "heart", "liver"]', "liver more than once; keep one"),
         ("[margins.metric_percent]\nsuv_men = 5.0", "metric_percent: .*unknown metrics suv_men"),
         ("[margins.metric_absolute]\nhu = 5.0", "metric_absolute: .*unknown metrics hu"),
+        ("[margins.metric_absolute]\nsuv_max = 2.0", "suv_max: values that end with the scale .*use metric_percent"),
+        ("[margins.metric_percent]\nhu_mean = 5.0", "zero HU means nothing.*use metric_absolute"),
+        (
+            "[margins.metric_percent]\nsuv_mean = 5.0\n[margins.metric_absolute]\nsuv_mean = 0.2",
+            "suv_mean: a margin in percent and one in its own unit; keep one",
+        ),
     ],
 )
 def test_settings_name_what_is_measured_once(tmp_path: Path, text: str, told: str) -> None:
@@ -52,6 +58,10 @@ def test_margins_of_single_metrics_are_taken(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text("[margins.metric_percent]\nsuv_mean = 5.0\nsuv_liver_ratio = 7.0")
     margins = read_settings(tmp_path / "mine.toml").margins
     assert (margins.relative("suv_mean"), margins.relative("suv_liver_ratio")) == (5.0, 7.0)
+    (tmp_path / "mine.toml").write_text("[margins.metric_absolute]\nvolume_ml = 50.0")
+    margins = read_settings(tmp_path / "mine.toml").margins
+    assert margins.absolute("volume_ml") == 50.0 and np.isnan(margins.relative("volume_ml"))
+    assert margins.absolute("hu_mean") == 10.0 and np.isnan(margins.relative("hu_mean"))
 
 
 def test_metrics_that_neither_side_has_are_told() -> None:

@@ -205,6 +205,7 @@ def _told(console: Console, verdict: Verdict) -> None:
         verdict.headline,
         f"  verdict  {verdict.verdict}" + ("" if verdict.new else " (nothing was left to do)"),
         f"  cells    {counts}",
+        *([f"  so far   {verdict.so_far}"] if verdict.so_far else []),
         *([f"  copies   {verdict.copies}"] if verdict.copies else []),
         f"  table    {verdict.table}",
         f"  report   {verdict.report}",

@@ -176,12 +176,18 @@ def _work(scans: Scans, masks: Masks | SegmenterPlan, machines: Machines, steps:
         with steps(f"segment {scans.name}") as report:
             segmented = _segment(scans, masks, machines.segment, report)
         if not segmented.done:
-            told = "; ".join(dict.fromkeys(segmented.failures.values()))
-            raise CannotGoOn(f"{scans.name}: no subject could be segmented: {told[:1000]}")
+            raise _none(scans, "segmented", segmented.failures)
         masks = masks_of(scans, masks)
     with steps(f"measure {scans.name}") as report:
         measured = _measure(scans, masks, machines.measure, report)
+    if not measured.done:
+        raise _none(scans, "measured", measured.failures)
     return Side(scans, masks, segmented, measured)
+
+
+def _none(scans: Scans, what: str, failures: dict[str, str]) -> CannotGoOn:
+    told = "; ".join(dict.fromkeys(failures.values()))
+    return CannotGoOn(f"{scans.name}: no subject could be {what}: {told[:1000]}")
 
 
 def _checked(location: str | None, question: Question) -> _Asked:

@@ -12,9 +12,10 @@ from typing import Any
 import pandas as pd
 
 from vtrial import __version__
+from vtrial.diffusion.weights import list_models
 from vtrial.pipeline.sides import Parties, Side
 from vtrial.reporting.content import Exclusion, ModelNote, Provenance
-from vtrial.runs import now
+from vtrial.runs import Manifest, now
 from vtrial.segmentation import SegmentJournal
 from vtrial.storage import printable
 from vtrial.validation import Comparison, Reference
@@ -66,9 +67,15 @@ def provenance(
     versions = {f"{name} (making)": number for name, number in made.items()}
     versions |= {"vtrial": __version__, "python": platform.python_version()}
     versions |= {name: version(name) for name in ("numpy", "scipy", "totalsegmentator")}
-    seeds: dict[str, int | str] = {"analysis": comparison.settings.seed}
-    if manifest is not None:
-        seeds = {"run": str(manifest.identity.get("seed", "")), **seeds}
+    for side in parties.sides:
+        if drawn_by := side.masks.facts.get("totalsegmentator"):
+            versions[f"totalsegmentator (masks of {side.scans.name})"] = str(drawn_by)
+    seeds: dict[str, int | str] = {
+        "run" if side is parties.twins else f"run {side.scans.name}": str(side.scans.manifest.identity.get("seed", ""))
+        for side in parties.sides
+        if side.scans.manifest is not None
+    }
+    seeds["analysis"] = comparison.settings.seed
     facts = ("title", "role", "source", "licence", "note")
     origin = {fact: printable(getattr(reference, fact)) for fact in facts}
     origin |= {"segmenter": reference.data.segmenter, "n": str(reference.n)}
@@ -78,7 +85,7 @@ def provenance(
         flags.append(f"Copies: twins are {copies.attrs['verdict']}.")
     return Provenance(
         command=printable(" ".join(command)),
-        models=tuple(_models(parties.twins, parties.sides)),
+        models=tuple(_models(parties.sides)),
         versions=versions,
         seeds=seeds,
         reference=origin,
@@ -87,20 +94,22 @@ def provenance(
     )
 
 
-def _models(twins: Side, sides: Sequence[Side]) -> Iterator[ModelNote]:
-    """What made the twins, and every segmenter once."""
-    manifest = twins.scans.manifest
-    if manifest is not None and manifest.kind == "phantom":
-        yield ModelNote("generator", "vtrial phantom", "no scans at all: it draws bodies after published anatomy")
-    elif manifest is not None:
-        known: Mapping[str, Any] = manifest.identity
-        trained_on = str(manifest.facts.get("model_data") or "data that its card does not name")
-        digest = str(known.get("model_sha256", ""))
-        yield ModelNote("generator", str(known.get("model", "unknown")), trained_on, digest)
+def _models(sides: Sequence[Side]) -> Iterator[ModelNote]:
+    """Everything that made scans, and every segmenter, once."""
+    made = [side.scans.manifest for side in sides if side.scans.manifest is not None]
+    yield from dict.fromkeys(_generator(manifest) for manifest in made)
     for masks in {side.masks.segmenter: side.masks for side in sides if side.masks.facts}.values():
         trained_on = str(masks.facts.get("training_data", "CT of patients (TotalSegmentator's own training set)"))
         note = "For phantoms and twins of models trained on them, not for patients" if masks.phantoms_only else ""
         yield ModelNote("segmenter", masks.segmenter, trained_on, str(masks.facts.get("weights_sha256", "")), note)
+
+
+def _generator(manifest: Manifest) -> ModelNote:
+    if manifest.kind == "phantom":
+        return ModelNote("generator", "vtrial phantom", "no scans at all: it draws bodies after published anatomy")
+    known: Mapping[str, Any] = manifest.identity
+    trained_on = str(manifest.facts.get("model_data") or "data that its card does not name")
+    return ModelNote("generator", str(known.get("model", "unknown")), trained_on, str(known.get("model_sha256", "")))
 
 
 def _flags(parties: Parties, references: Sequence[Reference]) -> Iterator[str]:
@@ -122,9 +131,15 @@ def _flags(parties: Parties, references: Sequence[Reference]) -> Iterator[str]:
         people, name = side.scans.people, side.scans.name
         if "extrapolated" in people.columns and (outside := int(people["extrapolated"].sum())):
             yield f"{name}: {outside} of {len(people)} subjects lie outside what the model was trained on."
+        if side.scans.so_far:
+            yield f"{side.scans.so_far}."
         manifest = side.scans.manifest
-        if manifest is not None and len(side.scans.ct_cases) < manifest.n:
-            yield f"{name}: the run is not complete, {len(side.scans.ct_cases)} of {manifest.n} subjects are made."
+        model = "" if manifest is None or manifest.kind != "generate" else str(manifest.facts.get("model"))
+        if model and side.masks.phantoms_only and model not in list_models():
+            yield (
+                f"{name}: {side.masks.segmenter} was trained on phantoms alone. Where the twins' model was trained "
+                "on patients, its masks cannot be relied on: take --segmenter totalsegmentator."
+            )
     for reference in references:
         if reference.role == "stand-in":
             yield f"{reference.name} is no cohort of patients but {reference.title}."

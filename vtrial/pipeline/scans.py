@@ -62,6 +62,12 @@ class Scans:
         return self.manifest is None
 
     @property
+    def so_far(self) -> str:
+        """How many subjects of a run are made, "" where all are."""
+        made, n = len(self.ct_cases), len(self.ct_cases) if self.manifest is None else self.manifest.n
+        return f"{self.name}: the run is not complete, {made} of {n} subjects are made" if made < n else ""
+
+    @property
     def title(self) -> str:
         """What they are, for the report."""
         if self.of_training is not None:

@@ -36,6 +36,7 @@ _READ = {"reference", "verdict", "headline", "counts", "copies"}  # of the repor
 class Verdict:
     """How a cohort stands against a reference. `counts` has verdict to cells; `new` says that it was made just now.
 
+    `so_far` tells which runs are not complete, "" where all are;
     `report`, `numbers` and `table` are the places of the page, its JSON and the comparisons; `copies` is the verdict on
     copies of training subjects, "" where none were looked for; `failures` says why subjects are not in it, by cohort
     and subject.
@@ -51,6 +52,7 @@ class Verdict:
     table: str
     copies: str
     new: bool
+    so_far: str = ""
     failures: dict[str, str] = field(default_factory=dict)
 
 
@@ -214,5 +216,6 @@ def _verdict(document: dict[str, Any], folder: Folder, under: str, sides: Sequen
         table=place(folder.location, f"{under}/{TABLE}"),
         copies="" if document["copies"] is None else document["copies"]["verdict"],
         new=new,
+        so_far="; ".join(side.scans.so_far for side in sides if side.scans.so_far),
         failures=failures,
     )

@@ -89,7 +89,7 @@ def compare_cells(
     subjects = a.values is not None and b.values is not None
     table["basis"] = (PAIRED if paired else SUBJECTS) if subjects else SUMMARY
     _means(table, ma, mb, settings, covariance)
-    table["cohens_d"], table["d_low"], table["d_high"] = cohens_d(ma, mb, level)
+    table["cohens_d"], table["d_low"], table["d_high"] = cohens_d(ma, mb, level, covariance)
     for column in _FROM_SUBJECTS:
         table[column] = np.nan
     _spread(table, a, b, settings, paired)
@@ -270,7 +270,8 @@ def _messages(table: pd.DataFrame, a: Side, b: Side, settings: AnalysisSettings,
             ceiling = ceiling_of(str(row["metric"]), settings.suv_ceiling)
             said.append(f"{' and '.join(shares)} reach {ceiling:g}: by ranks and medians")
             if np.isnan(row["median_difference_percent"]):
-                said.append("the middle half of a cohort touches the ceiling: equivalence cannot be told")
+                needed = "five values above 0, the middle half of them below the ceiling"
+                said.append(f"equivalence cannot be told: medians need {needed}")
         elif both and row["basis"] == SUMMARY:
             said.append("from means and SDs alone")
             if row["metric"] in ENDING and (row["ceiling_synthetic"] > 0 or row["ceiling_reference"] > 0):

@@ -190,7 +190,7 @@ def _slope_row(
     sides = [(side * sign, *apart(1.0 - side * margin)) for side in (1.0, -1.0)]
     row["p_tost"] = max(float(special.stdtr(k, -side * d / s)) if s > 0 else float("nan") for side, d, s, k in sides)
     low, high = intervals["reference"]
-    row["inside_reference"] = bool(low <= ours.slope <= high) if np.isfinite(low) else None
+    row["inside_reference"] = bool(low <= ours.slope <= high) if np.isfinite(low + ours.slope) else None
     row["message"] = "; ".join(m for m in (ours.message, theirs.message) if m)
     return row
 
@@ -251,7 +251,8 @@ def compare_correlations(
         if published.empty:
             raise InputError(f"{data.name}: no published correlations of {metric}; choose a reference with subjects")
         organs = list(dict.fromkeys([*published["organ_a"], *published["organ_b"]]))
-        theirs = pd.DataFrame(np.eye(len(organs)), index=organs, columns=organs)
+        theirs = pd.DataFrame(np.nan, index=organs, columns=organs)
+        theirs = theirs.mask(np.eye(len(organs), dtype=bool), 1.0)
         n_theirs = theirs * np.nan
         for r in published.to_dict("records"):
             for i, j in ((str(r["organ_a"]), str(r["organ_b"])), (str(r["organ_b"]), str(r["organ_a"]))):

@@ -141,12 +141,20 @@ def tost_difference(a: Moments, b: Moments, margin: Array, covariance: Array | N
         return np.asarray(p, dtype=float)
 
 
-def cohens_d(a: Moments, b: Moments, level: float) -> tuple[Array, Array, Array]:
-    """Cohen's d with the root mean square of both SDs, and its large-sample interval (Hedges & Olkin 1985)."""
+def cohens_d(a: Moments, b: Moments, level: float, covariance: Array | None = None) -> tuple[Array, Array, Array]:
+    """Cohen's d with the root mean square of both SDs, and its large-sample interval (Bonett 2008).
+
+    `covariance` (of the pairs) makes the interval that of paired cohorts; d is the same.
+    """
     with np.errstate(all="ignore"):
-        pooled = np.sqrt((a.sd**2 + b.sd**2) / 2.0)
-        d = (a.mean - b.mean) / np.where(pooled > 0, pooled, np.nan)
-        half = special.ndtri(0.5 + level / 2.0) * np.sqrt((a.n + b.n) / (a.n * b.n) + d**2 / (2.0 * (a.n + b.n)))
+        va, vb = a.sd**2, b.sd**2
+        mean_variance = np.where(va + vb > 0, (va + vb) / 2.0, np.nan)
+        d = (a.mean - b.mean) / np.sqrt(mean_variance)
+        c = np.zeros_like(va) if covariance is None else covariance
+        of_mean = va / (a.n - 1) + vb / (b.n - 1) - 2.0 * c / (a.n - 1)
+        of_sd = va**2 / (a.n - 1) + vb**2 / (b.n - 1) + 2.0 * c**2 / (a.n - 1)
+        se = np.sqrt(of_mean / mean_variance + d**2 * of_sd / (8.0 * mean_variance**2))
+        half = special.ndtri(0.5 + level / 2.0) * se
         return d, d - half, d + half
 
 

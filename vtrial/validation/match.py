@@ -26,9 +26,10 @@ def pair(synthetic: Cohort, reference: Cohort) -> tuple[Cohort, Cohort]:
     if 2 * len(shared) > fewer:
         left, right, how = ours.index.get_indexer(shared), theirs.index.get_indexer(shared), "subject_id"
     elif "index" in ours.columns and "index" in theirs.columns:
-        found = pd.Index(theirs["index"].drop_duplicates()).get_indexer(pd.Index(ours["index"]))
+        first = np.flatnonzero(~theirs["index"].duplicated())
+        found = pd.Index(theirs["index"].iloc[first]).get_indexer(pd.Index(ours["index"]))
         left = np.flatnonzero(found >= 0)
-        right, how = found[left], "index"
+        right, how = first[found[left]], "index"
     elif len(ours) == len(theirs):
         left = right = np.arange(len(ours))
         how = "order"

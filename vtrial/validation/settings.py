@@ -7,12 +7,13 @@ from collections import Counter
 from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from vtrial.organs import GROUPS, ORGAN_IDS
 from vtrial.records import MODEL_SUV, InputError
+from vtrial.validation.scale import ENDING
 from vtrial.validation.tables import LIVER_RATIO, METRICS
 
 Percent = Annotated[float, Field(gt=0, lt=100)]
@@ -42,20 +43,41 @@ def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
     return names
 
 
+_HU = {"hu_mean": 10.0}  # HU: where zero means nothing, neither does a percentage
+
+
 class Margins(_Settings):
-    """Differences within these do not matter."""
+    """Differences within these do not matter. HU keep a margin of their own, unless another is given for them."""
 
     percent: Percent = 10.0
     sd_ratio: Annotated[float, Field(gt=1, allow_inf_nan=False)] = 1.25
     slope_percent: Percent = 25.0
     metric_percent: dict[str, Percent] = {}
-    metric_absolute: dict[str, Positive] = {"hu_mean": 10.0}
+    metric_absolute: dict[str, Positive] = _HU
 
     @field_validator("metric_percent", "metric_absolute")
     @classmethod
     def _measured(cls, margins: dict[str, float]) -> dict[str, float]:
         _check_metrics(margins)
         return margins
+
+    @field_validator("metric_absolute")
+    @classmethod
+    def _with_hu(cls, margins: dict[str, float]) -> dict[str, float]:
+        return _HU | margins
+
+    @model_validator(mode="after")
+    def _one_each(self) -> Self:
+        if "hu_mean" in self.metric_percent:
+            raise ValueError("metric_percent: hu_mean: zero HU means nothing, and so do percent; use metric_absolute")
+        if ranked := [name for name in self.metric_absolute if name in ENDING]:
+            raise ValueError(
+                f"metric_absolute: {', '.join(ranked)}: values that end with the scale go by ratios of medians; "
+                "use metric_percent"
+            )
+        if both := [name for name in self.metric_absolute if name in self.metric_percent]:
+            raise ValueError(f"{', '.join(both)}: a margin in percent and one in its own unit; keep one")
+        return self
 
     def relative(self, metric: str) -> float:
         """Margin of a metric in percent of the reference mean; NaN where it has one in its own unit."""

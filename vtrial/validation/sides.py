@@ -122,7 +122,8 @@ def _summary_side(summary: Summary, stratum: Stratum, cells: Sequence[Cell], com
         absent = [sex for sex, is_absent in zip(SEXES, missing[:, j]) if is_absent]
         why = ""
         if not sexes:
-            why = f"{summary.name} is a summary by sex, it has no {stratum.name.split('=')[0]}"
+            unknown = " and ".join(variable for variable, _ in stratum.levels if variable != "sex")
+            why = f"{summary.name} is a summary by sex, it has no {unknown}"
         elif (organ, metric) not in summary.cells:
             why = f"{summary.name} has no {metric} of {organ}"
         elif whole and absent:
