@@ -35,6 +35,7 @@ from tests.dicoms import (
 )
 from vtrial.imaging.dicom.series import Series
 from vtrial.imaging.dicom.studies import DicomCollection, DicomStudy, find_studies, read_study, read_suv
+from vtrial.preparation import sources
 from vtrial.records import InputError
 
 
@@ -247,8 +248,15 @@ def test_only_the_asked_tracer(tmp_path: Path) -> None:
 
 def test_a_folder_without_images(tmp_path: Path) -> None:
     (tmp_path / "readme").write_text("nothing")
-    with pytest.raises(InputError, match="no CT or PET image is there"):
+    with pytest.raises(InputError, match=r"no CT or PET image is there \(1 files that are no DICOM\)"):
         find_studies(tmp_path)
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    write_series(tmp_path / "ct", "CT", edit=setting(SOPClassUID="1.2.840.10008.5.1.4.1.1.2.1"), skip=range(1, 12))
+    with pytest.raises(InputError, match=r"(?s)1 multi-frame .* 1 files: ") as error:
+        find_studies(tmp_path)
+    with pytest.raises(InputError) as prepared:
+        sources.find_studies(tmp_path)
+    assert len(error.value.problems) == 2 and prepared.value.problems[1:] == error.value.problems
 
 
 PEOPLE: list[tuple[dict[str, Any], dict[str, Any], str]] = [
@@ -257,7 +265,8 @@ PEOPLE: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"PatientSex": "O"}, {"sex": None}, "PatientSex is not F or M"),
     ({"PatientAge": "999Y"}, {"age_years": None}, "PatientAge is 999 years"),
     ({"PatientAge": "030Y"}, {"age_years": 30.0}, "another age"),
-    ({"PatientAge": None}, {"age_years": pytest.approx(68.4, abs=0.05)}, ""),
+    ({"PatientAge": None}, {"age_years": 68.0}, ""),  # to the day it would tell the day of birth
+    ({"PatientSize": "5102.03"}, {"height_cm": None}, "PatientSize is 510000 cm"),  # nobody's number is quoted
     ({"PatientAge": None, "PatientBirthDate": ""}, {"age_years": None}, "PatientAge is missing"),
     ({"PatientAge": "018M", "PatientBirthDate": ""}, {"age_years": 1.5}, ""),
 ]

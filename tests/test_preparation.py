@@ -127,6 +127,16 @@ def test_doubts_are_told(patient: Patient, expected: set[str]) -> None:
 
 
 @pytest.mark.usefixtures("coarse")
+def test_a_field_of_view_that_cuts_the_body_at_its_side_is_told() -> None:
+    ct, suv, labels = scan()
+    dense = (ct.voxels > -300).sum(axis=(0, 2))  # the second axis goes from right to left
+    at = np.flatnonzero(dense > dense.max() / 2)[0]
+    affine = ct.affine.copy()
+    affine[:3, 3] += at * affine[:3, 1]
+    assert "body_cut" in flags(fit_volume(Volume(ct.voxels[:, at:], affine), suv, labels))
+
+
+@pytest.mark.usefixtures("coarse")
 def test_arms_are_seen_without_bones_too() -> None:
     ct, suv, labels = scan(Patient(arms_down=True))
     none = np.isin(labels.voxels, [ORGAN_IDS["humerus_left"], ORGAN_IDS["humerus_right"]])

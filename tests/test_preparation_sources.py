@@ -194,7 +194,9 @@ def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nothing is there"):
         find_studies(tmp_path / "nowhere")
     (tmp_path / "readme").write_text("x")
-    with pytest.raises(InputError, match=r"no PET/CT is there; name a folder of DICOM, of CTres\.nii\.gz"):
+    with pytest.raises(
+        InputError, match=r"(?s)no PET/CT is there; name a folder of DICOM, of CTres\.nii\.gz.*is there \("
+    ):
         find_studies(tmp_path)
 
 

@@ -222,5 +222,20 @@ def test_what_cannot_go_together_is_refused_before_any_work(source: Path, tmp_pa
         prepare(tmp_path / "nowhere", tmp_path / "data")
     assert not (tmp_path / "data").exists()
     prepare(source, tmp_path / "data")
-    with pytest.raises(InputError, match="allow_partial is 0 there and 1 here"):
-        prepare(source, tmp_path / "data", allow_partial=True)
+
+
+@pytest.mark.usefixtures("coarse")
+def test_partial_studies_may_be_allowed_later(source: Path, tmp_path: Path) -> None:
+    write_study(source, 8, scan(low_mm=-420.0, high_mm=100.0)[:2])
+    with (source / "demographics.csv").open("a") as file:
+        file.write(f"PETCT_{8:010x}/{FDG[1]},M,40,175,70\n")
+    out = tmp_path / "data"
+    assert "--allow-partial" in prepare(source, out)[0].left_out["s0004"]
+    before = stamps(out)
+    allowed, told = prepare(source, out, allow_partial=True)
+    assert (allowed.done, allowed.new, len(told) > 0) == (4, 1, True) and not allowed.left_out
+    assert len(before) == 3  # one file name in ct and suv
+    assert {name: stamp for name, stamp in stamps(out).items() if name in before} == before
+    assert not prepare(source, out, allow_partial=True)[1]  # and now all is done
+    with pytest.raises(InputError, match="was made with --allow-partial; give it again"):
+        prepare(source, out)

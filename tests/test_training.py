@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -18,6 +19,7 @@ from tests.blobs import SHAPE, blob, tensor_blob, tiny, write_blobs
 from vtrial.cohort.registry import find_spec
 from vtrial.cohort.spec import read_spec
 from vtrial.cohort.support import support_of
+from vtrial.course import Metrics, follow
 from vtrial.diffusion.conditions import Demographics, upsample
 from vtrial.diffusion.denoiser import Scaling, load_denoiser
 from vtrial.diffusion.sampler import SamplerConfig
@@ -300,6 +302,7 @@ def test_what_a_killed_training_left_is_swept(tmp_path: Path) -> None:
         with pytest.raises(InputError, match="another vtrial"), held(run):
             pass
         assert left[0].exists(), "who does not hold the folder sweeps nothing"
+    assert not left[0].exists()  # as a worker left it that was replaced
 
 
 @contextmanager
@@ -386,12 +389,27 @@ def test_a_training_that_skips_every_step_ends(data: Path, tmp_path: Path) -> No
             low, phase, person = super().draw_low(rng, epoch)
             return low * torch.nan, phase, person
 
-    config = tiny("global", steps=60, metric_steps=5, scaling={"center": (0.3, 0.1), "sd": (0.3, 0.1)})
-    with pytest.raises(CannotGoOn, match="20 steps were skipped"):
-        train(config, Broken(data), tmp_path)
+    config = tiny("global", steps=40, metric_steps=5, scaling={"center": (0.3, 0.1), "sd": (0.3, 0.1)})
+    for _ in range(3):  # nothing was learned that a checkpoint could hold: again is from the beginning
+        with pytest.raises(CannotGoOn, match="step 20: the last 20 steps were skipped"):
+            train(config, Broken(data), tmp_path)
     lines = [json.loads(text) for text in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [(line["step"], line["skipped"]) for line in lines] == [(5, 5), (10, 10), (15, 15), (20, 20)]
     assert not any("loss" in line or "error" in line for line in lines)
+    with pytest.raises(CannotGoOn, match="step 3: the last 3 steps were skipped"):
+        train(config.model_copy(update={"steps": 3}), Broken(data), tmp_path / "short")
+
+
+def test_a_checkpoint_waits_for_a_step_that_learned() -> None:
+    plan = SimpleNamespace(steps=9, checkpoint_steps=2, metric_steps=100)
+    state, saved = SimpleNamespace(step=0, seconds=0.0), []
+
+    def reports() -> Iterator[SimpleNamespace]:
+        for state.step in range(1, 10):
+            yield SimpleNamespace(step=state.step, skipped=state.step in (2, 3, 8))
+
+    follow(reports(), plan, state, Metrics(None, plan, 0, lambda *_: {}), lambda: saved.append(state.step), None, None)
+    assert saved == [4, 6, 9]
 
 
 def test_gradients_are_right_on_narrow_grids(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,10 +116,12 @@ def follow(
 ) -> None:
     """Run the steps behind `reports`, which change `state`, to their end or for `max_seconds`; `save` checkpoints.
 
+    A checkpoint that is due at a skipped step waits for the next that is not: else trainings that skip every step would
+    creep on, call by call, and end untrained.
     `progress` gets every line of metrics. Where several workers go step in step, `any_of` says whether one of them
     finds that time is up: clocks differ, and all must end with the same step.
     """
-    begun, before, saved = time.monotonic(), state.seconds, state.step
+    begun, before, saved, due = time.monotonic(), state.seconds, state.step, False
     for report in reports:
         state.seconds = before + time.monotonic() - begun
         line = metrics.add(report)
@@ -128,9 +130,10 @@ def follow(
             line = metrics.flush()
         if line is not None and progress is not None:
             progress(line)
-        if report.step % plan.checkpoint_steps == 0 or late:
+        due = due or report.step % plan.checkpoint_steps == 0
+        if late or (due and not report.skipped):
             save()
-            saved = state.step
+            saved, due = state.step, False
         if late:
             break
     if saved != state.step:
@@ -138,14 +141,17 @@ def follow(
 
 
 def unless_all_skipped(reports: Iterable[R], remedy: str) -> Iterator[R]:
-    """The reports of steps, as they come; CannotGoOn with a `remedy` where `MOST_SKIPPED` in a row were skipped."""
-    skipped = 0
+    """The reports of steps, as they come; CannotGoOn with a `remedy` where `MOST_SKIPPED` in a row were skipped, or
+    all of a shorter training."""
+    skipped = last = 0
     for report in reports:
         yield report
-        skipped = skipped + 1 if report.skipped else 0
+        skipped, last = skipped + 1 if report.skipped else 0, report.step
         if skipped == MOST_SKIPPED:
-            told = f"step {report.step}: the last {skipped} steps were skipped, as their gradients were not finite"
-            raise CannotGoOn(f"{told}; {remedy}")
+            break
+    if skipped and skipped in (MOST_SKIPPED, last):
+        told = f"step {last}: the last {skipped} steps were skipped, as their gradients were not finite"
+        raise CannotGoOn(f"{told}; {remedy}")
 
 
 def save_whole(path: Path, content: dict[str, Any]) -> None:

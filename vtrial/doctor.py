@@ -11,10 +11,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import get_args
 
 from vtrial.execution import Attempt, Resources, Saved, cpu_count
 
-NEEDED = ("numpy", "torch", "ray", "pandas", "pyarrow", "nibabel", "isal", "pydantic", "scipy", "matplotlib")
+NEEDED = (
+    "numpy",
+    "torch",
+    "ray",
+    "pandas",
+    "pyarrow",
+    "nibabel",
+    "isal",
+    "pydantic",
+    "scipy",
+    "matplotlib",
+    "pydicom",
+    "totalsegmentator",
+    "nnunetv2",
+)
 MIN_DISK_GB, MIN_MEMORY_GB = 2.0, 8.0
 
 
@@ -35,7 +50,17 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Look at everything; a check that itself breaks is a finding too."""
-    checks: tuple[Callable[[], Finding], ...] = (_python, _packages, _torch, _cores, _memory, _disk, _model, _ray)
+    checks: tuple[Callable[[], Finding], ...] = (
+        _python,
+        _packages,
+        _torch,
+        _cores,
+        _memory,
+        _disk,
+        _model,
+        _segmenters,
+        _ray,
+    )
     findings = []
     for check in checks:
         try:
@@ -106,6 +131,25 @@ def _model() -> Finding:
         cascade_plan(name, None, None, None)
     found = f"{', '.join(names)}: hashes right" if names else "none bundled"
     return Finding("model", found, bool(names), "install vtrial again, or train a model with `vtrial train`")
+
+
+def _segmenters() -> Finding:
+    from vtrial.records import InputError
+    from vtrial.segmentation import Mode, list_segmenters, segmenter_plan
+    from vtrial.segmentation.choice import OFFICIAL
+
+    names, official = list_segmenters(), []
+    for name in names:
+        segmenter_plan(name)
+    for mode in get_args(Mode):
+        try:
+            segmenter_plan(OFFICIAL, mode=mode)
+            official.append(mode)
+        except InputError:  # no fault: they are needed for real scans alone, and the user's to download
+            continue
+    weights = ", ".join(official) or "none here (for real scans; vtrial segment tells how to get them)"
+    ours = f"{', '.join(names)}: hashes right" if names else "none bundled"
+    return Finding("segmenter", f"{ours}; TotalSegmentator's weights: {weights}", bool(names), "install vtrial again")
 
 
 class _Echo:

@@ -18,7 +18,7 @@ from vtrial.measurement.scan import CheckedScan, LabelledScan, check_scan
 from vtrial.organs import GROUPS, ORGAN_IDS, ORGAN_NAMES, labels_of
 from vtrial.records import MODEL_SUV, InputError
 
-VERSION = 1  # of the definitions below: what was measured under another one is measured again
+VERSION = 2  # of the definitions below: what was measured under another one is measured again
 _CENSORED_FROM = MODEL_SUV * (1.0 - 1e-4)  # 25 through the logarithm and back in float32 may fall short of 25
 NOT_FOUND = "not found in the mask"
 
@@ -85,15 +85,15 @@ def measure(scan: LabelledScan, organs: Collection[str] | None = None) -> tuple[
     """Measure every organ of a scan, by class id, then the sums of `vtrial.organs.GROUPS`.
 
     `organs` are those that whoever made the mask can find; what is not there of them is a row with the reason. By
-    default all of TotalSegmentator's. Organs in the mask are measured whether they are named or not, and a sum has the
-    parts that are named or found. Raises InputError with all that is wrong with the scan or the names.
+    default all of TotalSegmentator's. A label that is not named has no row of its own: it may stand for several organs,
+    as where all ribs have the first one's. A sum has the parts that are named or found.
+    Raises InputError with all that is wrong with the scan or the names.
     """
     known = known_organs(organs)
     checked = check_scan(scan)
     regions = _regions(checked)
-    known |= {ORGAN_NAMES[label] for label in regions}
     rows = []
-    for organ, labels in _asked(known):
+    for organ, labels in _asked(known, known | {ORGAN_NAMES[label] for label in regions}):
         lacking = [ORGAN_NAMES[label] for label in labels if label not in regions]
         if lacking:
             reason = NOT_FOUND if lacking == [organ] else f"{', '.join(lacking)} {NOT_FOUND}"
@@ -105,7 +105,8 @@ def measure(scan: LabelledScan, organs: Collection[str] | None = None) -> tuple[
 
 def not_measured(reason: str, organs: Collection[str] | None = None) -> tuple[Measurement, ...]:
     """The rows of a subject that could not be measured: as many as of another one, each with the reason."""
-    return tuple(Measurement(organ, missing=reason) for organ, _ in _asked(known_organs(organs)))
+    known = known_organs(organs)
+    return tuple(Measurement(organ, missing=reason) for organ, _ in _asked(known, known))
 
 
 def known_organs(organs: Collection[str] | None) -> set[str]:
@@ -116,13 +117,13 @@ def known_organs(organs: Collection[str] | None) -> set[str]:
     return set(ORGAN_IDS if organs is None else organs)
 
 
-def _asked(known: Collection[str]) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Names and labels of what gets a row."""
+def _asked(known: Collection[str], parts_known: Collection[str]) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Names and labels of what gets a row: organs that are `known`, and sums of `parts_known`."""
     for name in ORGAN_IDS:
         if name in known:
             yield name, labels_of(name)
     for group, labels in GROUPS.items():
-        parts = tuple(label for label in labels if ORGAN_NAMES[label] in known)
+        parts = tuple(label for label in labels if ORGAN_NAMES[label] in parts_known)
         if parts:
             yield group, parts
 

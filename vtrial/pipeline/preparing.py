@@ -22,7 +22,7 @@ from vtrial.preparation.dataset import Prepared, TrainingSet, finish_training_se
 from vtrial.preparation.sheet import sheet_scans
 from vtrial.preparation.sources import Collection, LeftOut, Study, check_key, find_studies, write_key
 from vtrial.preparation.sources.study import SUV_WEIGHT
-from vtrial.preparation.work import REASONS, STAMP, PrepareWorkFactory
+from vtrial.preparation.work import ALLOWED, REASONS, STAMP, PrepareWorkFactory
 from vtrial.production import record_attempt, session_of
 from vtrial.records import InputError
 from vtrial.reporting.preview import preview_png
@@ -94,12 +94,13 @@ def prepare(
     collection = find_studies(wanted.source, wanted.demographics, tracer=wanted.tracer)
     folder = open_folder(out)
     with open_run(folder, _manifest(wanted, plan, len(collection.studies))) as run:
+        _allow(run, wanted.allow_partial)
         collection = _kept_names(collection, run)
         studies = collection.studies
         if wanted.key is not None:
             write_key(wanted.key, collection)
         nameless = {s.subject_id: problems for s in studies if (problems := person_problems(s.person))}
-        todo = [s for s in studies if s.subject_id not in nameless and not _is_done(run, s)]
+        todo = [s for s in studies if s.subject_id not in nameless and not _is_done(run, s, wanted.allow_partial)]
         try:
             if session := _begin(run, executor, _told_command(command, wanted), len(studies), todo):
                 _work(run, plan, wanted.allow_partial, todo, session, executor, report)
@@ -215,7 +216,6 @@ def _segmenter(wanted: Wanted) -> SegmenterPlan | None:
 def _manifest(wanted: Wanted, plan: SegmenterPlan | None, n: int) -> Manifest:
     identity: dict[str, str | int | float | None] = {
         "segmenter": None if plan is None else f"{plan.name} {plan.sha256[:16]}",
-        "allow_partial": int(wanted.allow_partial),
         "tracer": wanted.tracer,
         "seed": wanted.seed,
     }
@@ -253,14 +253,24 @@ def _kept_names(found: Collection, run: Run) -> Collection:
     return replace(found, studies=tuple(map(named, found.studies)), left_out=tuple(map(named, found.left_out)))
 
 
-def _is_done(run: Run, study: Study) -> bool:
-    """Whether a study is made and its arrays are there, or was left out and its files are what they were; in either
-    case by the weight that it goes by now."""
+def _allow(run: Run, allow_partial: bool) -> None:
+    """Partial studies may be allowed later, and then those that were left out are looked at again; once in the set they
+    stay, so InputError where they no longer are."""
+    if run.manifest.facts.get(ALLOWED, False) and not allow_partial:
+        raise InputError(
+            f"{run.folder.location}: was made with --allow-partial; give it again, or choose another --out"
+        )
+    run.manifest.facts[ALLOWED] = allow_partial
+
+
+def _is_done(run: Run, study: Study, allow_partial: bool) -> bool:
+    """Whether a study is made and its arrays are there, or was left out and its files are what they were, and what is
+    allowed; in either case by the weight that it goes by now."""
     entry = run.latest.get(study.index)
     if entry is None or entry.status != "ok" or entry.row.get(SUV_WEIGHT) != study.facts.get(SUV_WEIGHT):
         return False
     if REASONS in entry.row:
-        return bool(entry.row.get(STAMP) == study.stamp)
+        return bool(entry.row.get(STAMP) == study.stamp and (entry.row.get(ALLOWED) or not allow_partial))
     return all(run.sizes.get(name) == size for name, size in entry.files.items())
 
 

@@ -25,6 +25,7 @@ from vtrial.records import InputError, Subject, Support
 from vtrial.storage import Folder, place, write_if_new
 
 TABLE, LEFT_OUT, RECORD = "subjects", "left_out.csv", "splits.json"
+_TOLD = 20  # reasons in an error
 _RECORDED = TypeAdapter(dict[str, Split])
 _NEEDED = ("sex", "age_years", "height_cm", "weight_kg")
 
@@ -82,9 +83,8 @@ def finish_training_set(
     not_taken = pd.DataFrame(rows, columns=["subject_id", "reasons"])
     write_if_new(folder, LEFT_OUT, not_taken.to_csv(index=False).encode())
     if not kept:
-        raise InputError(
-            f"{folder.location}: none of {len(reasons)} studies can be trained on; {LEFT_OUT} there says why"
-        )
+        told = f"{folder.location}: none of {len(reasons)} studies can be trained on; {LEFT_OUT} there says why"
+        raise InputError([told, *(f"{row['subject_id']}: {row['reasons']}" for row in rows[:_TOLD])])
     here = [*(each.study for each in prepared), *others]
     record = _recorded(folder)
     known = _of_people(record, here)

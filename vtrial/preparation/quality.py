@@ -99,7 +99,11 @@ def place_problems(places: Mapping[str, Place], view: FieldOfView) -> list[str]:
     if top is not None and bottom is not None and top.low_mm < bottom.high_mm:
         problems.append("the clavicles do not lie above the sacrum: the affine is head down, or the mask wrong")
     elif view.high_mm - view.low_mm < LEAST_LENGTH_MM:
-        problems.append("the organ mask and what CT and PET both show hardly meet: is it the mask of this CT?")
+        problems.append(
+            "the organ mask and what CT and PET both show hardly meet: is it the mask of this CT?"
+            if places
+            else f"CT and PET share {view.high_mm - view.low_mm:.0f} mm; {LEAST_LENGTH_MM:g} mm are needed"
+        )
     return problems
 
 

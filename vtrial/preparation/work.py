@@ -15,7 +15,8 @@ from vtrial.storage import Folder, open_folder
 
 Segment = Callable[[bytes], bytes]
 """CT to mask, both as bytes of NIfTI files on one grid."""
-REASONS, STAMP = "reasons", "stamp"  # the columns of a row that say why a study was left out, and of which files
+# the columns of a row that say why a study was left out, of which files, and whether partial ones were allowed
+REASONS, STAMP, ALLOWED = "reasons", "stamp", "allow_partial"
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class PrepareWork:
         if SUV_WEIGHT in study.facts:
             known[SUV_WEIGHT] = study.facts[SUV_WEIGHT]
         if isinstance(product, tuple):
-            return Saved({}, known | {REASONS: list(product), STAMP: study.stamp})
+            return Saved({}, known | {REASONS: list(product), STAMP: study.stamp, ALLOWED: self.allow_partial})
         saved = save_volume(self.folder, study.subject_id, product)
         return Saved(saved.files, known | saved.row)
 

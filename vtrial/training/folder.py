@@ -12,14 +12,15 @@ from vtrial.storage import open_folder
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
-    """A folder to train in, made, locked and swept of what a killed training left; InputError where it cannot be
-    written or another training is at work."""
+    """A folder to train in, made, locked and swept of what a killed training, or worker, left; InputError where it
+    cannot be written or another training is at work."""
     place = open_folder(folder)
     place.create()
     with place.lock():
         place.sweep("")
         try:
             yield
+            place.sweep("")
         finally:
             place.discard()
 

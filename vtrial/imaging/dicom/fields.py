@@ -82,6 +82,11 @@ def numbers_of(dataset: Any, keyword: str, count: int) -> tuple[float, ...] | No
     return numbers if len(numbers) == count and all(map(math.isfinite, numbers)) else None
 
 
+def coarse(number: float) -> str:
+    """A number as it may be shown though it cannot be true: to three digits, so that it is nobody's id."""
+    return f"{float(f'{number:.3g}'):.15g}"
+
+
 def philips_factor(dataset: Any, offset: int) -> float | None:
     """A factor of Philips' private block, which implicit transfer syntaxes leave as bytes; 0 means none."""
     try:

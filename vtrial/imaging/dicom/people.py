@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 from vtrial.imaging.dicom.clock import day_of
-from vtrial.imaging.dicom.fields import number_of, text_of
+from vtrial.imaging.dicom.fields import coarse, number_of, text_of
 from vtrial.imaging.dicom.suv import BMI, HEIGHT_M, WEIGHT_KG
 from vtrial.records import Sex
 
@@ -40,8 +41,8 @@ def _age(dataset: Any) -> tuple[float | None, tuple[str, ...]]:
     match = re.fullmatch(r"(\d{1,3})([DWMY])", text_of(dataset, "PatientAge").upper())
     born, studied = day_of(text_of(dataset, "PatientBirthDate")), day_of(text_of(dataset, "StudyDate"))
     counted = None if born is None or studied is None else (studied - born) / 365.25
-    if match is None:
-        return counted, ()
+    if match is None:  # in whole years, as PatientAge is: to the day it would tell the day of birth
+        return None if counted is None else float(math.floor(counted)), ()
     told = int(match[1]) / {"D": 365.25, "W": 365.25 / 7.0, "M": 12.0, "Y": 1.0}[match[2]]
     agree = counted is None or -0.5 <= counted - told <= 1.5  # PatientAge is in whole years
     return told, () if agree else ("PatientBirthDate tells another age than PatientAge, which was taken",)
@@ -79,7 +80,7 @@ def _agreed(
         return None
     absurd = next((value for value in values if not limits[0] <= value <= limits[1]), None)
     if absurd is not None:
-        doubts.append(f"{name} is {absurd:g} {unit}; plausible are {limits[0]:g} to {limits[1]:g}: unknown")
+        doubts.append(f"{name} is {coarse(absurd)} {unit}; plausible are {limits[0]:g} to {limits[1]:g}: unknown")
         return None
     if max(values) - min(values) > apart:
         doubts.append(f"{name} differs between the images, {min(values):g} to {max(values):g} {unit}: unknown")

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vtrial.imaging.dicom.fields import coarse
 from vtrial.imaging.dicom.headers import Image, Kind, read_pixels
 from vtrial.imaging.volume import Affine, Box, Volume, box_of, upright
 from vtrial.records import CannotRead, InputError
@@ -131,7 +132,7 @@ def _notes(images: list[Image], places: tuple[tuple[Image, ...], ...], tilt: flo
         notes.append(f"{len(images) - len(places)} images lie where another one does; one of each place is taken")
     announced = images[0].announced_slices
     if announced and announced > len(places):
-        notes.append(f"{len(places)} of the {announced:.0f} slices that the header announces are there")
+        notes.append(f"{len(places)} of the {coarse(announced)} slices that the header announces are there")
     if tilt:
         notes.append(f"the gantry was tilted by {tilt:.1f} degrees: the grid is sheared, and its affine says so")
     if images[0].lossy:

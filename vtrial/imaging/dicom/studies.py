@@ -70,17 +70,21 @@ class DicomCollection:
 def find_studies(
     root: Path, *, tracer: Tracer = "fdg", least_coverage: float = LEAST_COVERAGE, weightless: bool = False
 ) -> DicomCollection:
-    """All PET/CT studies under a folder, by their headers alone; InputError where no CT or PET image is there.
+    """All PET/CT studies under a folder, by their headers alone; InputError where no CT or PET image is there, with
+    what is.
 
     A CT that covers less than `least_coverage` of the PET's length is refused. Folders may be nested in any way.
     `weightless` takes PETs that lack a weight alone too: their conversion wants one (`SuvConversion.lacks_weight`).
     """
     root = Path(root).absolute()  # workers may read from elsewhere
     content = read_folder(root)
-    if not content.images:
-        there = ", ".join(f"{count} {what}" for what, count in content.others.items()) or "nothing"
-        raise InputError(f"{root}: no CT or PET image is there ({there}); name a folder of DICOM files")
     shown = Shown(root, content.words)
+    if not content.images:
+        there = ", ".join(f"{count} {what}" for what, count in content.others.items()) or "nothing else"
+        told = f"{root}: no CT or PET image is there ({there}); name a folder of DICOM files"
+        raise InputError(
+            [told, *(f"{left.where}, {reason}" for left in _broken(content, shown) for reason in left.reasons)]
+        )
     by_study: dict[str, list[Image]] = {}
     for image in content.images:
         by_study.setdefault(image.identity.study_uid, []).append(image)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from vtrial.imaging.dicom.decay import F18_HALF_LIFE_S, PetHeader, decay_reference, frame_moments, injection_to
+from vtrial.imaging.dicom.fields import coarse
 from vtrial.records import InputError, Sex
 
 Tracer = Literal["fdg", "any"]
@@ -160,7 +161,7 @@ def _philips_suv(headers: Sequence[PetHeader]) -> SuvConversion:
         )
     factors = tuple(header.philips_suv or 0.0 for header in headers)
     if min(factors) <= 0.0 or not all(map(math.isfinite, factors)):
-        raise InputError(f"the Philips SUV factor (7053,xx00) is {min(factors):g}; it must be above 0")
+        raise InputError(f"the Philips SUV factor (7053,xx00) is {coarse(min(factors))}; it must be above 0")
     return SuvConversion(factors, "CNTS: the scanner's own SUV factor (7053,xx00)")
 
 
@@ -205,9 +206,13 @@ def _half_life(header: PetHeader, tracer: Tracer) -> tuple[float | None, list[st
         if value is None:
             return F18_HALF_LIFE_S, ["RadionuclideHalfLife is missing: that of fluorine-18 was taken"], []
         if abs(value / F18_HALF_LIFE_S - 1.0) > _HALF_LIFE_TOLERANCE:
-            return None, [], [f"RadionuclideHalfLife is {value:g} s; that of FDG is {F18_HALF_LIFE_S:g} s (109.77 min)"]
+            return (
+                None,
+                [],
+                [f"RadionuclideHalfLife is {coarse(value)} s; that of FDG is {F18_HALF_LIFE_S:g} s (109.77 min)"],
+            )
     elif value is None or not 60.0 <= value <= 1e7:
-        told = "missing" if value is None else f"{value:g} s"
+        told = "missing" if value is None else f"{coarse(value)} s"
         return None, [], [f"RadionuclideHalfLife is {told}; it must lie between 60 and 1e7 s"]
     return value, [], []
 
@@ -218,7 +223,9 @@ def _dose_problems(dose_bq: float | None) -> list[str]:
         return ["RadionuclideTotalDose is missing; the injected activity in Bq is needed"]
     if not low <= dose_bq <= high:
         hint = " (it looks like MBq; DICOM wants Bq)" if 5.0 <= dose_bq <= 2000.0 else ""
-        return [f"RadionuclideTotalDose is {dose_bq:g} Bq{hint}; plausible are {low:g} to {high:g}: mend the header"]
+        return [
+            f"RadionuclideTotalDose is {coarse(dose_bq)} Bq{hint}; plausible are {low:g} to {high:g}: mend the header"
+        ]
     return []
 
 
@@ -228,7 +235,7 @@ def weight_problems(weight_kg: float | None, height_m: float | None) -> list[str
     if weight_kg is None or weight_kg == 0.0:
         return ["PatientWeight is missing; body-weight SUV needs it in kg"]
     if not low <= weight_kg <= high:
-        return [f"PatientWeight is {weight_kg:g} kg; plausible are {low:g} to {high:g}: mend the header"]
+        return [f"PatientWeight is {coarse(weight_kg)} kg; plausible are {low:g} to {high:g}: mend the header"]
     if height_m is not None and HEIGHT_M[0] <= height_m <= HEIGHT_M[1]:
         bmi = weight_kg / height_m**2
         if not BMI[0] <= bmi <= BMI[1]:

@@ -26,14 +26,15 @@ class DicomPair:
         return read_study(self.study)
 
 
-def dicom_candidates(root: Path, tracer: Tracer) -> tuple[list[Candidate], Mapping[str, int]]:
-    """The studies under a folder, those that cannot be used with their reasons, and the files of other kinds."""
+def dicom_candidates(root: Path, tracer: Tracer) -> tuple[list[Candidate], Mapping[str, int], tuple[str, ...]]:
+    """The studies under a folder, those that cannot be used with their reasons; the files of other kinds; and what is
+    there in place of images, where there are none."""
     try:
         found = find_studies(root, tracer=tracer, weightless=True)
-    except InputError:  # no image is there
-        return [], {}
+    except InputError as error:
+        return [], {}, error.problems
     unusable = [_unusable(root, left) for left in found.left_out]
-    return [*(_candidate(root, study) for study in found.studies), *unusable], found.others
+    return [*(_candidate(root, study) for study in found.studies), *unusable], found.others, ()
 
 
 def _unusable(root: Path, left: LeftOut) -> Candidate:

@@ -89,7 +89,7 @@ def _recognised(place: Path, tracer: Tracer) -> tuple[Kind, list[Candidate], lis
     if not is_folder:
         raise InputError(f"{place}: nothing is there; {_WANTED}")
     found = nifti_candidates(place, tracer)
-    found["dicom"], others = dicom_candidates(place, tracer)
+    found["dicom"], others, no_images = dicom_candidates(place, tracer)
     usable = {kind: sum(not c.reasons for c in some) for kind, some in found.items()}
     forms = [kind for kind, count in usable.items() if count]
     if len(forms) > 1:
@@ -97,10 +97,11 @@ def _recognised(place: Path, tracer: Tracer) -> tuple[Kind, list[Candidate], lis
         raise InputError(f"{place}: holds {told}; the same people may be in both: name the folder of one of them")
     everything = sorted((c for some in found.values() for c in some), key=lambda c: c.origin.path)
     if not everything:
-        raise InputError(
+        told = (
             f"{place}: no PET/CT is there; name a folder of DICOM, of CTres.nii.gz with SUV.nii.gz, or of "
             "<case>_0000.nii.gz (CT) with <case>_0001.nii.gz (SUV), or a table of paths"
         )
+        raise InputError([told, *no_images])
     kind = forms[0] if forms else max(found, key=lambda kind: len(found[kind]))
     return kind, everything, [f"{count} {what}: passed over" for what, count in others.items() if kind == "dicom"]
 
