@@ -20,6 +20,7 @@ from vtrial.diffusion.denoiser import Denoiser, StageConfig, StageName
 from vtrial.diffusion.network import NetworkConfig
 from vtrial.diffusion.sampler import SAMPLERS, SamplerConfig
 from vtrial.diffusion.weights import WEIGHT_FILES, ModelCard, StageCard, save_weights, write_card
+from vtrial.doctor import _packages, _segmenters
 from vtrial.generation import CascadePlan, cascade_plan
 from vtrial.records import InputError, Support
 from vtrial.training import Job, read_config
@@ -470,3 +471,14 @@ def test_every_command_has_help_with_an_example(capfd: pytest.CaptureFixture[str
         assert code == 0
         assert f"vtrial {name}" in out.split("Example:")[1]
         assert "--json" in out
+
+
+def test_the_doctor_names_the_segmenters_and_whose_weights_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in ("TOTALSEG_WEIGHTS_PATH", "TOTALSEG_HOME_DIR"):
+        monkeypatch.setenv(variable, "/nowhere")
+    monkeypatch.setenv("HOME", "/nowhere")
+    found = _segmenters()
+    assert found.ok and found.found.startswith("phantom-v1: hashes right; TotalSegmentator's weights: none here")
+    monkeypatch.setattr("vtrial.doctor.NEEDED", ("numpy", "no-such-package"))
+    packages = _packages()
+    assert not packages.ok and "pip install no-such-package" in packages.line()
