@@ -166,3 +166,18 @@ def test_a_hospitals_export(tmp_path: Path, capfd: Capture, caplog: pytest.LogCa
     manifest = json.loads((out / "manifest.json").read_text())
     assert manifest["sessions"][0]["command"][:5] == ["vtrial", "prepare", "SRC", "--out", str(out)]
     assert "0 made now" in prepare(capfd, str(root), "--out", str(out))[1]
+
+
+def test_a_real_scan_that_is_short(shared_data: Path, tmp_path: Path, capfd: Capture) -> None:
+    """Kidneys to shoulders: told what is missing, taken when asked to, by the real segmenter's code."""
+    data = tmp_path / "data"
+    usual = ("--segmenter", "phantom-v1", "--force", "--executor", "local", "--out", str(data))
+    command = ("prepare", str(shared_data / "acrin-nsclc-fdg-pet-042"), *usual)
+    code, _, err = vtrial_command(capfd, *command)
+    assert code == 2 and "none of 1 studies can be trained on" in err
+    assert "s0001: the organ mask has no sacrum (--allow-partial takes what is there)" in err
+    code, out, err = vtrial_command(capfd, *command, "--allow-partial")
+    assert code == 0 and "1 of 1 studies are training volumes" in out, err
+    (row,) = pd.read_parquet(data / "subjects.parquet").to_dict("records")
+    assert (row["sex"], row["partial"]) == ("M", True) and "the organ mask has no sacrum" in row["notes"]
+    assert "not attenuation corrected" in row["notes"] and "no sacrum" not in (data / "left_out.csv").read_text()
