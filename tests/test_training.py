@@ -400,16 +400,30 @@ def test_a_training_that_skips_every_step_ends(data: Path, tmp_path: Path) -> No
         train(config.model_copy(update={"steps": 3}), Broken(data), tmp_path / "short")
 
 
-def test_a_checkpoint_waits_for_a_step_that_learned() -> None:
+def test_a_time_budget_does_not_carry_a_training_that_skips_every_step(data: Path, tmp_path: Path) -> None:
+    class Broken(StoredVolumes):
+        def draw_low(self, rng, epoch):  # type: ignore[no-untyped-def]
+            low, phase, person = super().draw_low(rng, epoch)
+            return low * torch.nan, phase, person
+
+    config = tiny("global", steps=40, scaling={"center": (0.3, 0.1), "sd": (0.3, 0.1)})
+    for step in range(1, 20):
+        assert train(config, Broken(data), tmp_path, max_seconds=0.0).step == step
+    for _ in range(2):
+        with pytest.raises(CannotGoOn, match="step 20: the last 20 steps were skipped"):
+            train(config, Broken(data), tmp_path)
+
+
+def test_nothing_is_saved_where_nothing_was_learned() -> None:
     plan = SimpleNamespace(steps=9, checkpoint_steps=2, metric_steps=100)
     state, saved = SimpleNamespace(step=0, seconds=0.0), []
 
     def reports() -> Iterator[SimpleNamespace]:
         for state.step in range(1, 10):
-            yield SimpleNamespace(step=state.step, skipped=state.step in (2, 3, 8))
+            yield SimpleNamespace(step=state.step, skipped=state.step in (2, 3, 4, 8))
 
     follow(reports(), plan, state, Metrics(None, plan, 0, lambda *_: {}), lambda: saved.append(state.step), None, None)
-    assert saved == [4, 6, 9]
+    assert saved == [2, 6, 8, 9]
 
 
 def test_gradients_are_right_on_narrow_grids(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,11 @@ class _State(Protocol):
     seconds: float
 
 
+class _Learner(Protocol):
+    step: int
+    skipped: int
+
+
 class _Report(Protocol):
     @property
     def step(self) -> int: ...
@@ -116,12 +121,12 @@ def follow(
 ) -> None:
     """Run the steps behind `reports`, which change `state`, to their end or for `max_seconds`; `save` checkpoints.
 
-    A checkpoint that is due at a skipped step waits for the next that is not: else trainings that skip every step would
+    Nothing is saved where all steps since the last checkpoint were skipped: else trainings that skip every step would
     creep on, call by call, and end untrained.
     `progress` gets every line of metrics. Where several workers go step in step, `any_of` says whether one of them
     finds that time is up: clocks differ, and all must end with the same step.
     """
-    begun, before, saved, due = time.monotonic(), state.seconds, state.step, False
+    begun, before, saved, learned = time.monotonic(), state.seconds, state.step, False
     for report in reports:
         state.seconds = before + time.monotonic() - begun
         line = metrics.add(report)
@@ -130,26 +135,27 @@ def follow(
             line = metrics.flush()
         if line is not None and progress is not None:
             progress(line)
-        due = due or report.step % plan.checkpoint_steps == 0
-        if late or (due and not report.skipped):
+        learned = learned or not report.skipped
+        if late or (learned and report.step % plan.checkpoint_steps == 0):
             save()
-            saved, due = state.step, False
+            saved, learned = state.step, False
         if late:
             break
     if saved != state.step:
         save()
 
 
-def unless_all_skipped(reports: Iterable[R], remedy: str) -> Iterator[R]:
+def unless_all_skipped(reports: Iterable[R], state: _Learner, remedy: str) -> Iterator[R]:
     """The reports of steps, as they come; CannotGoOn with a `remedy` where `MOST_SKIPPED` in a row were skipped, or
-    all of a shorter training."""
-    skipped = last = 0
+    all of a shorter training. A `state` that has only skipped steps brings them along."""
+    last = state.step
+    skipped = last if state.skipped == last else 0
     for report in reports:
         yield report
         skipped, last = skipped + 1 if report.skipped else 0, report.step
-        if skipped == MOST_SKIPPED:
+        if skipped >= MOST_SKIPPED:
             break
-    if skipped and skipped in (MOST_SKIPPED, last):
+    if skipped >= MOST_SKIPPED or 0 < skipped == last:
         told = f"step {last}: the last {skipped} steps were skipped, as their gradients were not finite"
         raise CannotGoOn(f"{told}; {remedy}")
 

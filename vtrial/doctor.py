@@ -136,14 +136,14 @@ def _model() -> Finding:
 def _segmenters() -> Finding:
     from vtrial.records import InputError
     from vtrial.segmentation import Mode, list_segmenters, segmenter_plan
-    from vtrial.segmentation.choice import OFFICIAL
+    from vtrial.segmentation.official import official_weights
 
     names, official = list_segmenters(), []
     for name in names:
         segmenter_plan(name)
     for mode in get_args(Mode):
         try:
-            segmenter_plan(OFFICIAL, mode=mode)
+            official_weights(mode)
             official.append(mode)
         except InputError:  # no fault: they are needed for real scans alone, and the user's to download
             continue

@@ -104,7 +104,7 @@ def measure(scan: LabelledScan, organs: Collection[str] | None = None) -> tuple[
 
 
 def not_measured(reason: str, organs: Collection[str] | None = None) -> tuple[Measurement, ...]:
-    """The rows of a subject that could not be measured: as many as of another one, each with the reason."""
+    """The rows of a subject that could not be measured, of all that is known beforehand, each with the reason."""
     known = known_organs(organs)
     return tuple(Measurement(organ, missing=reason) for organ, _ in _asked(known, known))
 

@@ -67,14 +67,12 @@ def provenance(
     versions = {f"{name} (making)": number for name, number in made.items()}
     versions |= {"vtrial": __version__, "python": platform.python_version()}
     versions |= {name: version(name) for name in ("numpy", "scipy", "totalsegmentator")}
-    for side in parties.sides:
+    seeds: dict[str, int | str] = {}
+    for name, side in _named_sides(parties, references).items():
         if drawn_by := side.masks.facts.get("totalsegmentator"):
-            versions[f"totalsegmentator (masks of {side.scans.name})"] = str(drawn_by)
-    seeds: dict[str, int | str] = {
-        "run" if side is parties.twins else f"run {side.scans.name}": str(side.scans.manifest.identity.get("seed", ""))
-        for side in parties.sides
-        if side.scans.manifest is not None
-    }
+            versions[f"totalsegmentator (masks of {name})"] = str(drawn_by)
+        if side.scans.manifest is not None:
+            seeds["run" if side is parties.twins else f"run {name}"] = str(side.scans.manifest.identity.get("seed", ""))
     seeds["analysis"] = comparison.settings.seed
     facts = ("title", "role", "source", "licence", "note")
     origin = {fact: printable(getattr(reference, fact)) for fact in facts}
@@ -85,7 +83,7 @@ def provenance(
         flags.append(f"Copies: twins are {copies.attrs['verdict']}.")
     return Provenance(
         command=printable(" ".join(command)),
-        models=tuple(_models(parties.sides)),
+        models=tuple(_models(_named_sides(parties, references))),
         versions=versions,
         seeds=seeds,
         reference=origin,
@@ -94,22 +92,30 @@ def provenance(
     )
 
 
-def _models(sides: Sequence[Side]) -> Iterator[ModelNote]:
-    """Everything that made scans, and every segmenter, once."""
-    made = [side.scans.manifest for side in sides if side.scans.manifest is not None]
-    yield from dict.fromkeys(_generator(manifest) for manifest in made)
-    for masks in {side.masks.segmenter: side.masks for side in sides if side.masks.facts}.values():
+def _named_sides(parties: Parties, references: Sequence[Reference]) -> dict[str, Side]:
+    """All sides that have scans by the names that the report has for them, the twins first."""
+    others = zip((parties.real, *parties.also), references, strict=True)
+    named = {reference.name: side for side, reference in others if isinstance(side, Side)}
+    return {parties.twins.scans.name: parties.twins, **named}
+
+
+def _models(sides: Mapping[str, Side]) -> Iterator[ModelNote]:
+    """What made the twins, what made other sides, and every segmenter once."""
+    for i, (name, side) in enumerate(sides.items()):
+        if side.scans.manifest is not None:
+            yield _generator(f"generator of {name}" if i else "generator", side.scans.manifest)
+    for masks in {side.masks.segmenter: side.masks for side in sides.values() if side.masks.facts}.values():
         trained_on = str(masks.facts.get("training_data", "CT of patients (TotalSegmentator's own training set)"))
         note = "For phantoms and twins of models trained on them, not for patients" if masks.phantoms_only else ""
         yield ModelNote("segmenter", masks.segmenter, trained_on, str(masks.facts.get("weights_sha256", "")), note)
 
 
-def _generator(manifest: Manifest) -> ModelNote:
+def _generator(role: str, manifest: Manifest) -> ModelNote:
     if manifest.kind == "phantom":
-        return ModelNote("generator", "vtrial phantom", "no scans at all: it draws bodies after published anatomy")
+        return ModelNote(role, "vtrial phantom", "no scans at all: it draws bodies after published anatomy")
     known: Mapping[str, Any] = manifest.identity
     trained_on = str(manifest.facts.get("model_data") or "data that its card does not name")
-    return ModelNote("generator", str(known.get("model", "unknown")), trained_on, str(known.get("model_sha256", "")))
+    return ModelNote(role, str(known.get("model", "unknown")), trained_on, str(known.get("model_sha256", "")))
 
 
 def _flags(parties: Parties, references: Sequence[Reference]) -> Iterator[str]:
@@ -137,8 +143,8 @@ def _flags(parties: Parties, references: Sequence[Reference]) -> Iterator[str]:
         model = "" if manifest is None or manifest.kind != "generate" else str(manifest.facts.get("model"))
         if model and side.masks.phantoms_only and model not in list_models():
             yield (
-                f"{name}: {side.masks.segmenter} was trained on phantoms alone. Where the twins' model was trained "
-                "on patients, its masks cannot be relied on: take --segmenter totalsegmentator."
+                f"{name}: {side.masks.segmenter} was trained on phantoms alone. Where the model of these scans was "
+                "trained on patients, its masks cannot be relied on: take --segmenter totalsegmentator."
             )
     for reference in references:
         if reference.role == "stand-in":

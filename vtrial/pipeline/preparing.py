@@ -26,7 +26,7 @@ from vtrial.preparation.work import ALLOWED, REASONS, STAMP, PrepareWorkFactory
 from vtrial.production import record_attempt, session_of
 from vtrial.records import InputError
 from vtrial.reporting.preview import preview_png
-from vtrial.runs import Manifest, Run, Session, now, open_run
+from vtrial.runs import Manifest, Run, Session, now, open_run, read_manifest
 from vtrial.segmentation import SegmenterPlan, segmenter_plan
 from vtrial.segmentation.choice import OFFICIAL
 from vtrial.segmentation.home import end_session, new_session
@@ -93,7 +93,7 @@ def prepare(
     plan = _segmenter(wanted)
     collection = find_studies(wanted.source, wanted.demographics, tracer=wanted.tracer)
     folder = open_folder(out)
-    with open_run(folder, _manifest(wanted, plan, len(collection.studies))) as run:
+    with open_run(folder, _manifest(wanted, plan, len(collection.studies), read_manifest(folder))) as run:
         _allow(run, wanted.allow_partial)
         collection = _kept_names(collection, run)
         studies = collection.studies
@@ -213,12 +213,14 @@ def _segmenter(wanted: Wanted) -> SegmenterPlan | None:
     return plan
 
 
-def _manifest(wanted: Wanted, plan: SegmenterPlan | None, n: int) -> Manifest:
+def _manifest(wanted: Wanted, plan: SegmenterPlan | None, n: int, known: Manifest | None) -> Manifest:
     identity: dict[str, str | int | float | None] = {
         "segmenter": None if plan is None else f"{plan.name} {plan.sha256[:16]}",
         "tracer": wanted.tracer,
         "seed": wanted.seed,
     }
+    if known is not None and ALLOWED in known.identity:  # of a set that was begun when this could not come later
+        identity[ALLOWED] = known.identity[ALLOWED]
     return Manifest(
         kind="prepare",
         note=NOTE,
@@ -256,7 +258,7 @@ def _kept_names(found: Collection, run: Run) -> Collection:
 def _allow(run: Run, allow_partial: bool) -> None:
     """Partial studies may be allowed later, and then those that were left out are looked at again; once in the set they
     stay, so InputError where they no longer are."""
-    if run.manifest.facts.get(ALLOWED, False) and not allow_partial:
+    if run.manifest.facts.get(ALLOWED, run.manifest.identity.get(ALLOWED)) and not allow_partial:
         raise InputError(
             f"{run.folder.location}: was made with --allow-partial; give it again, or choose another --out"
         )

@@ -107,7 +107,8 @@ class Exclusion:
 
 @dataclass(frozen=True)
 class ModelNote:
-    """A model that had a part in this. `role` is "generator" for those that made the subjects, or "segmenter"."""
+    """A model that had a part in this. `role` is "generator" for the one that made the synthetic subjects, "generator
+    of …" for those of other sides, or "segmenter"."""
 
     role: str
     name: str

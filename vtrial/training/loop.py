@@ -59,7 +59,7 @@ def steps(
     share = share or Share(device=state.device)
     todo = batches(config, source, state.step + 1, last or config.steps, share)
     remedy = 'look for volumes with values that are not, lower optimizer.lr, or set precision = "float32"'
-    return unless_all_skipped((_step(config, state, batch, share) for batch in todo), remedy)
+    return unless_all_skipped((_step(config, state, batch, share) for batch in todo), state, remedy)
 
 
 def _step(config: TrainingConfig, state: TrainingState, batch: Batch | None, share: Share) -> StepReport:

@@ -270,7 +270,7 @@ def _messages(table: pd.DataFrame, a: Side, b: Side, settings: AnalysisSettings,
             ceiling = ceiling_of(str(row["metric"]), settings.suv_ceiling)
             said.append(f"{' and '.join(shares)} reach {ceiling:g}: by ranks and medians")
             if np.isnan(row["median_difference_percent"]):
-                needed = "five values above 0, the middle half of them below the ceiling"
+                needed = "at least five values, all above 0, and those about the median below the ceiling"
                 said.append(f"equivalence cannot be told: medians need {needed}")
         elif both and row["basis"] == SUMMARY:
             said.append("from means and SDs alone")

@@ -27,6 +27,9 @@ class Person:
     doubts: tuple[str, ...] = ()
 
 
+_LEAP = 0.003  # years: a day, as years of 365.25 days end up to one after the birthday
+
+
 def person_of(dataset: Any) -> Person:
     """The person of one image's header (a pydicom data set), as it stands there."""
     told = text_of(dataset, "PatientSex").upper()
@@ -42,7 +45,7 @@ def _age(dataset: Any) -> tuple[float | None, tuple[str, ...]]:
     born, studied = day_of(text_of(dataset, "PatientBirthDate")), day_of(text_of(dataset, "StudyDate"))
     counted = None if born is None or studied is None else (studied - born) / 365.25
     if match is None:  # in whole years, as PatientAge is: to the day it would tell the day of birth
-        return None if counted is None else float(math.floor(counted)), ()
+        return None if counted is None else float(math.floor(counted + _LEAP)), ()
     told = int(match[1]) / {"D": 365.25, "W": 365.25 / 7.0, "M": 12.0, "Y": 1.0}[match[2]]
     agree = counted is None or -0.5 <= counted - told <= 1.5  # PatientAge is in whole years
     return told, () if agree else ("PatientBirthDate tells another age than PatientAge, which was taken",)

@@ -132,7 +132,8 @@ def _notes(images: list[Image], places: tuple[tuple[Image, ...], ...], tilt: flo
         notes.append(f"{len(images) - len(places)} images lie where another one does; one of each place is taken")
     announced = images[0].announced_slices
     if announced and announced > len(places):
-        notes.append(f"{len(places)} of the {coarse(announced)} slices that the header announces are there")
+        told = f"{announced:.0f}" if announced < 10_000 else coarse(announced)
+        notes.append(f"{len(places)} of the {told} slices that the header announces are there")
     if tilt:
         notes.append(f"the gantry was tilted by {tilt:.1f} degrees: the grid is sheared, and its affine says so")
     if images[0].lossy:

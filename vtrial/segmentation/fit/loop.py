@@ -88,7 +88,7 @@ def steps(
     CannotGoOn where too many in a row were skipped (`vtrial.course.unless_all_skipped`).
     """
     reports = (_step(config, state, batch) for batch in batches(config, data, state.step + 1, last or config.steps))
-    return unless_all_skipped(reports, 'lower optimizer.lr and matrix_lr, or set precision = "float32"')
+    return unless_all_skipped(reports, state, 'lower optimizer.lr and matrix_lr, or set precision = "float32"')
 
 
 def _step(config: SegmenterConfig, state: FitState, batch: Batch) -> FitReport:
