@@ -266,7 +266,7 @@ PEOPLE: list[tuple[dict[str, Any], dict[str, Any], str]] = [
     ({"PatientAge": "999Y"}, {"age_years": None}, "PatientAge is 999 years"),
     ({"PatientAge": "030Y"}, {"age_years": 30.0}, "another age"),
     ({"PatientAge": None}, {"age_years": 68.0}, ""),  # to the day it would tell the day of birth
-    ({"PatientSize": "5102.03"}, {"height_cm": None}, "PatientSize is 510000 cm"),  # nobody's number is quoted
+    ({"PatientSize": "5102.03"}, {"height_cm": None}, "PatientSize is 510200 cm"),  # nobody's number is quoted
     ({"PatientAge": None, "PatientBirthDate": ""}, {"age_years": None}, "PatientAge is missing"),
     ({"PatientAge": "018M", "PatientBirthDate": ""}, {"age_years": 1.5}, ""),
 ]

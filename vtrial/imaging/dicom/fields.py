@@ -83,8 +83,8 @@ def numbers_of(dataset: Any, keyword: str, count: int) -> tuple[float, ...] | No
 
 
 def coarse(number: float) -> str:
-    """A number as it may be shown though it cannot be true: to three digits, so that it is nobody's id."""
-    return f"{float(f'{number:.3g}'):.15g}"
+    """A number as it may be shown though it cannot be true: to four digits, so that it is nobody's id."""
+    return f"{float(f'{number:.4g}'):g}"
 
 
 def philips_factor(dataset: Any, offset: int) -> float | None:
