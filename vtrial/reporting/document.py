@@ -57,17 +57,22 @@ def document(content: Content) -> dict[str, Any]:
 
 
 def statement(models: Sequence[ModelNote]) -> str:
-    """That these are not patients, and what the models behind them were trained on."""
+    """That these are not patients, and what the models behind them were trained on: the first sentence of that, as the
+    provenance has it all."""
     made = [m for m in models if m.role == "generator"]
     text = "The synthetic subjects are not patients: nobody was scanned, and they must not guide anyone's care."
     for model in made:
-        text += f" They come from the model {model.name}, trained on {model.trained_on.rstrip('.')}."
+        text += f" They come from the model {model.name}, trained on {_in_short(model.trained_on)}."
     if not made:
         text += " Which model made them, and what it was trained on, is not recorded."
     for model in models:
         if model.role == "segmenter":
-            text += f" Organs were found by {model.name}, trained on {model.trained_on.rstrip('.')}."
+            text += f" Organs were found by {model.name}, trained on {_in_short(model.trained_on)}."
     return text
+
+
+def _in_short(text: str) -> str:
+    return text.partition(". ")[0].rstrip(".")
 
 
 def plain(value: Any) -> Any:
