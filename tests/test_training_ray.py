@@ -127,7 +127,7 @@ def test_workers_that_fail_each_time_end_the_training(data: Path, tmp_path: Path
     shutil.copytree(data, tmp_path / "data")
     for path in (tmp_path / "data/suv").iterdir():
         np.save(path, np.full_like(np.load(path), np.nan))
-    with pytest.raises(CannotGoOn, match="before they reach the next checkpoint.*20 steps were skipped"):
+    with pytest.raises(CannotGoOn, match=r"before they reach the next checkpoint.*20 steps were skipped"):
         on_ray(config, tmp_path / "data", tmp_path / "run", 1)
     assert read_checkpoint(tmp_path / "run" / CHECKPOINT)["step"] == 5
 
