@@ -383,12 +383,15 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(data: Path) -> None:
     assert all(bool(torch.isfinite(v).all()) for a in state.ema.averages.values() for v in a.values())
 
 
-def test_a_training_that_skips_every_step_ends(data: Path, tmp_path: Path) -> None:
-    class Broken(StoredVolumes):
-        def draw_low(self, rng, epoch):  # type: ignore[no-untyped-def]
-            low, phase, person = super().draw_low(rng, epoch)
-            return low * torch.nan, phase, person
+class Broken(StoredVolumes):
+    """Volumes of nothing but NaN."""
 
+    def draw_low(self, rng, epoch):  # type: ignore[no-untyped-def]
+        low, phase, person = super().draw_low(rng, epoch)
+        return low * torch.nan, phase, person
+
+
+def test_a_training_that_skips_every_step_ends(data: Path, tmp_path: Path) -> None:
     config = tiny("global", steps=40, metric_steps=5, scaling={"center": (0.3, 0.1), "sd": (0.3, 0.1)})
     for _ in range(3):  # nothing was learned that a checkpoint could hold: again is from the beginning
         with pytest.raises(CannotGoOn, match="step 20: the last 20 steps were skipped"):
@@ -401,11 +404,6 @@ def test_a_training_that_skips_every_step_ends(data: Path, tmp_path: Path) -> No
 
 
 def test_a_time_budget_does_not_carry_a_training_that_skips_every_step(data: Path, tmp_path: Path) -> None:
-    class Broken(StoredVolumes):
-        def draw_low(self, rng, epoch):  # type: ignore[no-untyped-def]
-            low, phase, person = super().draw_low(rng, epoch)
-            return low * torch.nan, phase, person
-
     config = tiny("global", steps=40, scaling={"center": (0.3, 0.1), "sd": (0.3, 0.1)})
     for step in range(1, 20):
         assert train(config, Broken(data), tmp_path, max_seconds=0.0).step == step

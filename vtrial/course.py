@@ -121,8 +121,8 @@ def follow(
 ) -> None:
     """Run the steps behind `reports`, which change `state`, to their end or for `max_seconds`; `save` checkpoints.
 
-    Nothing is saved where all steps since the last checkpoint were skipped: else trainings that skip every step would
-    creep on, call by call, and end untrained.
+    A checkpoint that is due is left out where all steps since the last one were skipped: else trainings that skip every
+    step would creep on, call by call, and end untrained. When time is up, and at the end, there is one in any case.
     `progress` gets every line of metrics. Where several workers go step in step, `any_of` says whether one of them
     finds that time is up: clocks differ, and all must end with the same step.
     """

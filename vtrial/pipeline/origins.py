@@ -67,8 +67,8 @@ def provenance(
     versions = {f"{name} (making)": number for name, number in made.items()}
     versions |= {"vtrial": __version__, "python": platform.python_version()}
     versions |= {name: version(name) for name in ("numpy", "scipy", "totalsegmentator")}
-    seeds: dict[str, int | str] = {}
-    for name, side in _named_sides(parties, references).items():
+    sides, seeds = _named_sides(parties, references), dict[str, int | str]()
+    for name, side in sides.items():
         if drawn_by := side.masks.facts.get("totalsegmentator"):
             versions[f"totalsegmentator (masks of {name})"] = str(drawn_by)
         if side.scans.manifest is not None:
@@ -83,7 +83,7 @@ def provenance(
         flags.append(f"Copies: twins are {copies.attrs['verdict']}.")
     return Provenance(
         command=printable(" ".join(command)),
-        models=tuple(_models(_named_sides(parties, references))),
+        models=tuple(_models(sides)),
         versions=versions,
         seeds=seeds,
         reference=origin,

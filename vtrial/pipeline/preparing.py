@@ -258,11 +258,13 @@ def _kept_names(found: Collection, run: Run) -> Collection:
 def _allow(run: Run, allow_partial: bool) -> None:
     """Partial studies may be allowed later, and then those that were left out are looked at again; once in the set they
     stay, so InputError where they no longer are."""
-    if run.manifest.facts.get(ALLOWED, run.manifest.identity.get(ALLOWED)) and not allow_partial:
+    allowed = run.manifest.facts.get(ALLOWED, run.manifest.identity.get(ALLOWED))
+    if allowed and not allow_partial:
         raise InputError(
             f"{run.folder.location}: was made with --allow-partial; give it again, or choose another --out"
         )
-    run.manifest.facts[ALLOWED] = allow_partial
+    if allow_partial and not allowed:
+        run.manifest.facts[ALLOWED] = True
 
 
 def _is_done(run: Run, study: Study, allow_partial: bool) -> bool:
@@ -272,7 +274,8 @@ def _is_done(run: Run, study: Study, allow_partial: bool) -> bool:
     if entry is None or entry.status != "ok" or entry.row.get(SUV_WEIGHT) != study.facts.get(SUV_WEIGHT):
         return False
     if REASONS in entry.row:
-        return bool(entry.row.get(STAMP) == study.stamp and (entry.row.get(ALLOWED) or not allow_partial))
+        allowed = entry.row.get(ALLOWED, run.manifest.identity.get(ALLOWED))
+        return bool(entry.row.get(STAMP) == study.stamp and (allowed or not allow_partial))
     return all(run.sizes.get(name) == size for name, size in entry.files.items())
 
 

@@ -251,8 +251,7 @@ def compare_correlations(
         if published.empty:
             raise InputError(f"{data.name}: no published correlations of {metric}; choose a reference with subjects")
         organs = list(dict.fromkeys([*published["organ_a"], *published["organ_b"]]))
-        theirs = pd.DataFrame(np.nan, index=organs, columns=organs)
-        theirs = theirs.mask(np.eye(len(organs), dtype=bool), 1.0)
+        theirs = pd.DataFrame(np.where(np.eye(len(organs)) > 0, 1.0, np.nan), index=organs, columns=organs)
         n_theirs = theirs * np.nan
         for r in published.to_dict("records"):
             for i, j in ((str(r["organ_a"]), str(r["organ_b"])), (str(r["organ_b"]), str(r["organ_a"]))):

@@ -20,6 +20,7 @@ Percent = Annotated[float, Field(gt=0, lt=100)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 USUAL = ("volume_ml", "hu_mean", "suv_mean", "suv_max", "suv_peak")
 _KNOWN = (*METRICS, LIVER_RATIO)
+_HU = {"hu_mean": 10.0}  # margin in HU: where zero means nothing, neither does a percentage
 ORGANS = (
     *("liver", "spleen", "kidneys", "heart", "lungs", "aorta", "pancreas", "stomach", "urinary_bladder"),
     *("vertebrae_L1", "vertebrae_L3", "sacrum"),
@@ -41,9 +42,6 @@ def _each_once(names: tuple[str, ...]) -> tuple[str, ...]:
     if repeated:
         raise ValueError(f"{', '.join(repeated)} more than once; keep one")
     return names
-
-
-_HU = {"hu_mean": 10.0}  # HU: where zero means nothing, neither does a percentage
 
 
 class Margins(_Settings):

@@ -13,6 +13,7 @@ from vtrial.imaging.dicom.fields import coarse, number_of, text_of
 from vtrial.imaging.dicom.suv import BMI, HEIGHT_M, WEIGHT_KG
 from vtrial.records import Sex
 
+_LEAP = 0.003  # years: a day, as years of 365.25 days end up to one after the birthday
 _AGE_YEARS = (0.0, 120.0)
 
 
@@ -25,9 +26,6 @@ class Person:
     height_cm: float | None
     weight_kg: float | None
     doubts: tuple[str, ...] = ()
-
-
-_LEAP = 0.003  # years: a day, as years of 365.25 days end up to one after the birthday
 
 
 def person_of(dataset: Any) -> Person:
