@@ -1,5 +1,6 @@
 """Training: data cut as published, exact resumption, learning, faults, export with hashes."""
 
+import copy
 import hashlib
 import json
 import resource
@@ -26,7 +27,7 @@ from vtrial.diffusion.sampler import SamplerConfig
 from vtrial.diffusion.weights import load_weights, read_card, save_weights, verify_model
 from vtrial.execution import CannotGoOn
 from vtrial.geometry import LOW_SHAPE
-from vtrial.optimizer import Optimizer, is_matrix
+from vtrial.optimizer import Muon, Optimizer, is_matrix
 from vtrial.pipeline.training import fit_stage, train_here
 from vtrial.records import InputError, Support
 from vtrial.training import (
@@ -680,6 +681,31 @@ def test_muon_moves_matrices_along_all_directions_alike_and_adam_the_rest() -> N
     assert torch.linalg.svdvals(kernel.grad.flatten(1))[0] > 50 * torch.linalg.svdvals(kernel.grad.flatten(1))[1]
     assert singular[0] < 3 * singular[-1]
     assert move.square().mean().sqrt().item() == pytest.approx(0.2 * 0.025, rel=0.25)  # Adam's root mean square
+
+
+def test_muon_steps_as_that_of_torch_and_takes_up_its_averages() -> None:
+    shapes = [(32, 16, 3, 3, 3), (96, 32), (16, 64)]
+    kernels = [torch.nn.Parameter(torch.zeros(shape)) for shape in shapes]
+    flat = [torch.nn.Parameter(torch.zeros(kernel.flatten(1).shape)) for kernel in kernels]
+    ours, torchs = Muon(kernels), torch.optim.Muon(flat, weight_decay=0.0, adjust_lr_fn="match_rms_adamw")
+
+    def step() -> None:
+        for optimizer in (ours, torchs):
+            optimizer.param_groups[0]["lr"] = 0.03
+        for kernel, matrix in zip(kernels, flat, strict=True):
+            kernel.grad = torch.randn(kernel.shape)
+            matrix.grad = kernel.grad.flatten(1).clone()
+        ours.step()
+        torchs.step()  # type: ignore[no-untyped-call]
+
+    torch.manual_seed(0)
+    for _ in range(3):
+        step()
+    ours.load_state_dict(copy.deepcopy(torchs.state_dict()))  # checkpoints that torch's wrote
+    for _ in range(3):
+        step()
+    for kernel, matrix in zip(kernels, flat, strict=True):
+        assert (kernel.flatten(1) - matrix).norm() < 0.03 * matrix.norm()  # torch's has the precision of bfloat16
 
 
 def test_the_rate_ramps_decays_and_cools_down() -> None:
