@@ -27,7 +27,7 @@ from vtrial.diffusion.sampler import SamplerConfig
 from vtrial.diffusion.weights import load_weights, read_card, save_weights, verify_model
 from vtrial.execution import CannotGoOn
 from vtrial.geometry import LOW_SHAPE
-from vtrial.optimizer import Muon, Optimizer, is_matrix
+from vtrial.optimizer import Muon, Optimizer, is_matrix, orthogonal
 from vtrial.pipeline.training import fit_stage, train_here
 from vtrial.records import InputError, Support
 from vtrial.training import (
@@ -706,6 +706,14 @@ def test_muon_steps_as_that_of_torch_and_takes_up_its_averages() -> None:
         step()
     for kernel, matrix in zip(kernels, flat, strict=True):
         assert (kernel.flatten(1) - matrix).norm() < 0.03 * matrix.norm()  # torch's has the precision of bfloat16
+
+
+@pytest.mark.parametrize(("kernels", "precision"), [(False, torch.float32), (True, torch.bfloat16)])
+def test_muon_multiplies_in_the_precision_the_machine_is_fast_in(
+    kernels: bool, precision: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vtrial.precision.has_bfloat16", lambda device: kernels)
+    assert orthogonal(torch.randn(16, 32)).dtype == precision
 
 
 def test_the_rate_ramps_decays_and_cools_down() -> None:

@@ -28,16 +28,16 @@ def is_matrix(parameter: nn.Parameter) -> bool:
     return parameter.ndim >= 2 and min(parameter.shape[0], parameter[0].numel()) >= LEAST_SIDE
 
 
-def orthogonal(matrix: Tensor, rounds: int = 5) -> Tensor:
+def orthogonal(matrix: Tensor) -> Tensor:
     """(n, m) with singular values near 1 in place of its own: nearly U V' of U S V', 0.7 to 1.2 but for the smallest.
 
-    By rounds of X <- a X + b (X X') X + c (X X')^2 X (Jordan 2024), in the precision this machine is fast in.
+    By five rounds of X <- a X + b (X X') X + c (X X')^2 X (Jordan 2024), in the precision this machine is fast in.
     """
     a, b, c = QUINTIC
     x = matrix.to(usual_dtype(matrix.device))
     wide = x if x.shape[0] <= x.shape[1] else x.T  # the products are as large as the shorter side
     wide = wide / wide.norm().clamp(min=1e-7)
-    for _ in range(rounds):
+    for _ in range(5):
         gram = wide @ wide.T
         wide = torch.addmm(wide, torch.addmm(gram, gram, gram, beta=b, alpha=c), wide, beta=a)
     return wide if x.shape[0] <= x.shape[1] else wide.T
@@ -56,11 +56,10 @@ class Muon(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if parameter.grad is None:
                     continue
-                gradient = parameter.grad.flatten(1)
-                if "momentum_buffer" not in self.state[parameter]:
-                    self.state[parameter]["momentum_buffer"] = torch.zeros_like(gradient)
-                average = self.state[parameter]["momentum_buffer"]
-                average.lerp_(gradient, 1 - MOMENTUM)
+                gradient, state = parameter.grad.flatten(1), self.state[parameter]
+                if not state:
+                    state["momentum_buffer"] = torch.zeros_like(gradient)
+                average = state["momentum_buffer"].lerp_(gradient, 1 - MOMENTUM)
                 update = orthogonal(gradient.lerp(average, MOMENTUM))
                 rate = group["lr"] * ADAM_RMS * max(gradient.shape) ** 0.5
                 parameter.add_(update.view_as(parameter), alpha=-rate)
